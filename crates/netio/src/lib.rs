@@ -1,0 +1,1 @@
+//! Descriptors in, bytes out: the only crate with `unsafe`.

@@ -1,0 +1,350 @@
+//! The control socket: JSON, one request and one reply a line.
+//!
+//! Shared by switchd, its command line, vstart and the tests. `docs/control.md` describes it for other programs.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::DomainName;
+
+/// Longest request or reply line, in bytes; a longer request is refused and the connection closed.
+pub const LONGEST_LINE: usize = 64 * 1024;
+
+/// One line from a client.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Who is there. Reply: [`Reply::Daemon`].
+    Hello,
+    /// Makes a domain that stays until it is removed. Reply: [`Reply::Domain`].
+    DomainAdd(DomainSpec),
+    /// Makes sure the domain exists and keeps it for as long as this connection is open: a domain made this way goes
+    /// when it has neither a holder nor a port. Reply: [`Reply::Domain`].
+    DomainHold(DomainSpec),
+    /// Removes a domain and ends its ports. Reply: [`Reply::Done`].
+    DomainRm {
+        /// The domain.
+        domain: DomainName,
+    },
+    /// All domains. Reply: [`Reply::Domains`].
+    DomainLs,
+    /// One domain with its ports. Reply: [`Reply::Ports`].
+    PortLs {
+        /// The domain; all of them if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        domain: Option<DomainName>,
+    },
+    /// One domain. Reply: [`Reply::Domain`].
+    DomainShow {
+        /// The domain.
+        domain: DomainName,
+    },
+    /// The forwarding table. Reply: [`Reply::Fdb`].
+    Fdb {
+        /// The domain.
+        domain: DomainName,
+    },
+    /// Adds a static entry to the forwarding table. Reply: [`Reply::Done`].
+    FdbAdd {
+        /// The domain.
+        domain: DomainName,
+        /// The station's address.
+        mac: String,
+        /// The port it stands behind.
+        port: u32,
+    },
+    /// Removes a station, static or learnt, from the forwarding table. Reply: [`Reply::Done`].
+    FdbRm {
+        /// The domain.
+        domain: DomainName,
+        /// The station's address.
+        mac: String,
+    },
+    /// Counters of the daemon and its domains. Reply: [`Reply::Stats`].
+    Stats,
+    /// Captures a domain into the descriptor sent with this line (`SCM_RIGHTS`), as pcapng, until
+    /// [`Request::CaptureStop`] or the end of the connection. Reply: [`Reply::Done`] once capturing.
+    Capture {
+        /// The domain.
+        domain: DomainName,
+        /// Bytes kept of each frame; all of it if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        snap_len_bytes: Option<u32>,
+    },
+    /// Ends this connection's capture. Reply: [`Reply::Captured`].
+    CaptureStop,
+    /// Ends the daemon. Reply: [`Reply::Done`].
+    Shutdown,
+}
+
+/// What a domain is made with.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DomainSpec {
+    /// Its name.
+    pub domain: DomainName,
+    /// Hub or switch.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Largest payload of an untagged frame, in bytes.
+    #[serde(default = "default_mtu")]
+    pub mtu: u32,
+    /// Seconds a learnt station is remembered after its last frame.
+    #[serde(default = "default_ageing")]
+    pub ageing_s: u64,
+}
+
+impl DomainSpec {
+    /// A hub with every setting at its default.
+    pub fn new(domain: DomainName) -> Self {
+        Self {
+            domain,
+            mode: Mode::default(),
+            mtu: default_mtu(),
+            ageing_s: default_ageing(),
+        }
+    }
+}
+
+const fn default_mtu() -> u32 {
+    1500
+}
+
+const fn default_ageing() -> u64 {
+    100
+}
+
+/// How a domain forwards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Every frame to every other port.
+    #[default]
+    Hub,
+    /// Learning bridge.
+    Switch,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Hub => "hub",
+            Self::Switch => "switch",
+        })
+    }
+}
+
+/// One line to a client.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// The request was carried out; there is nothing to tell.
+    Done,
+    /// The daemon itself.
+    Daemon(Daemon),
+    /// One domain.
+    Domain(DomainRow),
+    /// Several domains.
+    Domains(Vec<DomainRow>),
+    /// Ports, with their domain.
+    Ports(Vec<PortRow>),
+    /// The forwarding table of a domain.
+    Fdb(Vec<FdbRow>),
+    /// Daemon and domains together.
+    Stats(Stats),
+    /// A capture has ended.
+    Captured(Captured),
+    /// The request was refused or failed; nothing was changed.
+    Error(Error),
+}
+
+/// The daemon itself.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Daemon {
+    /// Release.
+    pub version: String,
+    /// Process.
+    pub pid: u32,
+    /// Seconds it has been running.
+    pub uptime_s: u64,
+    /// Threads that forward.
+    pub workers: usize,
+    /// Connections refused so far, by reason.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// A domain and what it has carried.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct DomainRow {
+    /// Its name.
+    pub domain: DomainName,
+    /// Hub or switch.
+    pub mode: Mode,
+    /// Largest payload of an untagged frame, in bytes.
+    pub mtu: u32,
+    /// Seconds a learnt station is remembered.
+    pub ageing_s: u64,
+    /// Ports attached.
+    pub ports: usize,
+    /// Stations in the forwarding table.
+    pub stations: usize,
+    /// Captures running.
+    pub captures: usize,
+    /// True if it goes with its last holder and port.
+    pub transient: bool,
+    /// Where to attach, by kind of port (`uml`: the control socket).
+    pub sockets: BTreeMap<String, String>,
+    /// Frames received from all ports.
+    pub rx_frames: u64,
+    /// Bytes of those frames.
+    pub rx_bytes: u64,
+    /// Frames sent to all ports.
+    pub tx_frames: u64,
+    /// Bytes of those frames.
+    pub tx_bytes: u64,
+    /// Frames dropped, by reason; ports that have left included.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// A port and what it has carried.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PortRow {
+    /// The domain it belongs to.
+    pub domain: DomainName,
+    /// Its number in the domain.
+    pub id: u32,
+    /// The kind of attachment, such as `uml`.
+    pub kind: String,
+    /// Who is at the other end, in words: machine and interface where they are known.
+    pub name: String,
+    /// The process at the other end.
+    pub peer: Option<Peer>,
+    /// When it was attached, in seconds since 1970.
+    pub since: u64,
+    /// Frames received from the port.
+    pub rx_frames: u64,
+    /// Bytes of those frames.
+    pub rx_bytes: u64,
+    /// Frames sent to the port.
+    pub tx_frames: u64,
+    /// Bytes of those frames.
+    pub tx_bytes: u64,
+    /// Frames dropped on the way in or out, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// Addresses learnt on the port.
+    pub stations: Vec<String>,
+}
+
+/// The process at the other end of a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    /// Process.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+}
+
+/// A station in a forwarding table.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct FdbRow {
+    /// Address.
+    pub mac: String,
+    /// The port it stands behind.
+    pub port: u32,
+    /// Seconds since its last frame; absent for static entries.
+    pub age_s: Option<f64>,
+}
+
+/// Counters of the daemon and its domains.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Stats {
+    /// The daemon.
+    pub daemon: Daemon,
+    /// Its domains.
+    pub domains: Vec<DomainRow>,
+}
+
+/// What a capture took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Captured {
+    /// Frames written.
+    pub frames: u64,
+    /// Frames lost to the capture because its reader was slow. They were forwarded all the same.
+    pub dropped: u64,
+}
+
+/// Why a request failed.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// What kind of failure.
+    pub code: ErrorCode,
+    /// What was being done to which object, and why it failed.
+    pub message: String,
+}
+
+/// Kinds of failure a program may want to tell apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// The line is no request, or a value in it is out of range.
+    Invalid,
+    /// The thing to be made is there already.
+    Exists,
+    /// The thing named is not there.
+    NotFound,
+    /// The peer may not do this.
+    Denied,
+    /// The system refused.
+    Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_read_as_the_documentation_says() {
+        let request: Request =
+            serde_json::from_str(r#"{"op":"domain-add","domain":"A","mode":"switch"}"#).unwrap();
+        let spec = DomainSpec {
+            mode: Mode::Switch,
+            ..DomainSpec::new("A".parse().unwrap())
+        };
+        assert_eq!(request, Request::DomainAdd(spec));
+        let request: Request = serde_json::from_str(r#"{"op":"port-ls"}"#).unwrap();
+        assert_eq!(request, Request::PortLs { domain: None });
+    }
+
+    #[test]
+    fn unknown_words_are_errors() {
+        for line in [
+            r#"{"op":"fly"}"#,
+            r#"{"op":"domain-rm","domain":"a_b"}"#,
+            r#"{"op":"fdb","domain":"A","x":1}"#,
+            "[]",
+            "",
+        ] {
+            assert!(serde_json::from_str::<Request>(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn replies_survive_the_round_trip() {
+        for reply in [
+            Reply::Done,
+            Reply::Captured(Captured {
+                frames: 7,
+                dropped: 0,
+            }),
+            Reply::Error(Error {
+                code: ErrorCode::NotFound,
+                message: "no domain A".into(),
+            }),
+        ] {
+            let line = serde_json::to_string(&reply).unwrap();
+            assert_eq!(serde_json::from_str::<Reply>(&line).unwrap(), reply);
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Bytes to types and back, for everything that crosses a process boundary.
+//!
+//! Pure: no descriptor, no clock, no thread. Parsers take untrusted bytes and never panic.
+
+#![forbid(unsafe_code)]
+
+pub mod ctl;
+pub mod name;
+pub mod uml;
+
+pub use name::DomainName;

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Installs the Debian packages that the demo and the tests need. Asks for sudo only when not root; does nothing
+# when everything is there.
+set -eu
+
+packages='
+    build-essential
+    user-mode-linux
+    uml-utilities
+    vde2
+    tshark
+    iproute2
+    iptables
+    nftables
+    iperf3
+    iputils-ping
+    procps
+'
+
+missing=
+for package in $packages; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed$' || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" -eq 0 ]; then as_root=; else as_root=sudo; fi
+echo "installing:$missing"
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q
+# shellcheck disable=SC2086 # a list of words
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $missing
