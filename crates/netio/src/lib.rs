@@ -1,1 +1,3 @@
 //! Descriptors in, bytes out: the only crate with `unsafe`.
+
+pub mod tap;
