@@ -1,0 +1,375 @@
+//! What the threads of a load do: one per sender, one per receiver.
+
+use std::array;
+use std::io::IoSliceMut;
+use std::os::fd::AsRawFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, MultiHeaders, UnixAddr, recv, recvmmsg, sendto};
+
+use crate::flow::Flow;
+use crate::frame::{Bad, Codec, HELLO, LONGEST, SHORTEST, Seen, To};
+use crate::load::{Full, Load, LoadError, Receive};
+use crate::port::Port;
+use crate::stop::Stop;
+
+/// How long a blocked call may keep a thread from seeing that the load is over.
+const BLOCKED: Duration = Duration::from_millis(100);
+/// Time for one port's first frame to reach all others.
+const INTRODUCTION: Duration = Duration::from_secs(10);
+/// Frames taken with one call. An unconnected socket never holds more than `max_dgram_qlen` and one.
+const VECTOR: usize = 16;
+/// Room for one byte more than any frame, so that a frame grown on the way is seen as such.
+const BUFFER: usize = LONGEST + 1;
+
+/// What all threads of a load see.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) load: Load,
+    codec: Codec,
+    ports: Vec<Port>,
+    offered: Vec<Counter>,
+    delivered: Vec<Counter>,
+    sending_over: AtomicBool,
+    receiving_over: AtomicBool,
+    failure: Mutex<Option<LoadError>>,
+}
+
+/// A counter with a cache line of its own: it has one writer, and no other core should pay for that.
+#[derive(Default, Debug)]
+#[repr(align(64))]
+struct Counter(AtomicU64);
+
+/// What a sender did.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Sent {
+    pub(crate) offered: u64,
+    pub(crate) refused: u64,
+}
+
+/// What a receiver saw.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) flows: Vec<Flow>,
+    pub(crate) damaged: u64,
+    pub(crate) foreign: u64,
+    pub(crate) strays: u64,
+}
+
+impl Shared {
+    pub(crate) fn new(load: Load, ports: Vec<Port>) -> Self {
+        static RUNS: AtomicU32 = AtomicU32::new(0);
+        let run = std::process::id() << 10 | RUNS.fetch_add(1, Ordering::Relaxed) & 0x3ff;
+        let counters = || (0..load.ports).map(|_| Counter::default()).collect();
+        Self {
+            codec: Codec::new(run),
+            offered: counters(),
+            delivered: counters(),
+            load,
+            ports,
+            sending_over: AtomicBool::new(false),
+            receiving_over: AtomicBool::new(false),
+            failure: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn offered(&self) -> Vec<u64> {
+        self.offered.iter().map(Counter::value).collect()
+    }
+
+    pub(crate) fn delivered(&self) -> Vec<u64> {
+        self.delivered.iter().map(Counter::value).collect()
+    }
+
+    /// Frames each port must have in the end.
+    pub(crate) fn expected(&self) -> Vec<u64> {
+        let offered = self.offered();
+        let from = |port| {
+            (0..)
+                .zip(&offered)
+                .filter(move |&(s, _)| self.load.reaches(s, port))
+        };
+        (0..self.load.ports)
+            .map(|port| from(port).map(|(_, n)| n).sum())
+            .collect()
+    }
+
+    pub(crate) fn stop_sending(&self) {
+        self.sending_over.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stop_receiving(&self) {
+        self.receiving_over.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.sending_over.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn take_failure(&self) -> Option<LoadError> {
+        self.failure.lock().expect("nobody panics with the lock").take()
+    }
+
+    /// Ends the load; the first failure is the one that is reported.
+    fn fail(&self, failure: LoadError) {
+        self.failure
+            .lock()
+            .expect("nobody panics with the lock")
+            .get_or_insert(failure);
+        self.stop_sending();
+        self.stop_receiving();
+    }
+}
+
+impl Counter {
+    fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Lets every port send one broadcast frame and waits until all others have it: a switch then knows every station,
+/// and a switch that does not forward is found out before anything is measured.
+pub(crate) fn introduce(shared: &Shared, stop: &Stop) -> Result<(), LoadError> {
+    for (number, port) in (0..).zip(&shared.ports) {
+        port.set_timeouts(Duration::from_millis(50), BLOCKED)
+            .map_err(|source| LoadError::Prepare { port: number, source })?;
+    }
+    for from in 0..shared.load.ports {
+        let deadline = Instant::now() + INTRODUCTION;
+        let mut deaf: Vec<u16> = (0..shared.load.ports).filter(|&to| to != from).collect();
+        while let Some(&to) = deaf.first() {
+            if stop.is_set() {
+                return Err(LoadError::Interrupted);
+            }
+            if Instant::now() >= deadline {
+                return Err(LoadError::Deaf { from, to });
+            }
+            say_hello(shared, from)?;
+            for to in std::mem::take(&mut deaf) {
+                if !hears(shared, to, from)? {
+                    deaf.push(to);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn say_hello(shared: &Shared, from: u16) -> Result<(), LoadError> {
+    let mut frame = [0; SHORTEST];
+    let seen = Seen {
+        sender: from,
+        sequence: HELLO,
+    };
+    shared.codec.write(&mut frame, To::All, seen);
+    match offer(&shared.ports[usize::from(from)], &frame, MsgFlags::empty()) {
+        Ok(()) | Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
+        Err(source) => Err(LoadError::Send { port: from, source }),
+    }
+}
+
+/// Reads until `from`'s hello is there or nothing comes any more.
+fn hears(shared: &Shared, port: u16, from: u16) -> Result<bool, LoadError> {
+    let mut buffer = [0; BUFFER];
+    let mut others = 0;
+    // What strangers send cannot keep this from ending.
+    while others < 1000 {
+        match recv(
+            shared.ports[usize::from(port)].as_raw_fd(),
+            &mut buffer,
+            MsgFlags::empty(),
+        ) {
+            Ok(n) => {
+                let seen = shared.codec.read(&buffer[..n], n, |_| To::All);
+                if seen.is_ok_and(|seen| seen.sender == from) {
+                    return Ok(true);
+                }
+                others += 1;
+            }
+            Err(Errno::EAGAIN) => return Ok(false),
+            Err(Errno::EINTR) => {}
+            Err(source) => return Err(LoadError::Receive { port, source }),
+        }
+    }
+    Ok(false)
+}
+
+/// A sender: offers frames until it is told to stop or has sent enough.
+pub(crate) fn send(shared: &Shared, number: u16) -> Sent {
+    let load = &shared.load;
+    let port = &shared.ports[usize::from(number)];
+    let flags = match load.full {
+        Full::Block => MsgFlags::empty(),
+        Full::Refuse => MsgFlags::MSG_DONTWAIT,
+    };
+    let to = load.to(number);
+    let mut frame = vec![0; load.size];
+    let mut sent = Sent::default();
+    let started = Instant::now();
+    while !shared.is_stopped() && load.frames.is_none_or(|most| sent.offered + sent.refused < most) {
+        if let Some(rate) = load.rate {
+            let due = started.elapsed().as_secs_f64() * f64::from(rate);
+            #[expect(clippy::cast_precision_loss, reason = "nobody sends 2^52 frames")]
+            let ahead = (sent.offered + sent.refused) as f64 - due;
+            if ahead > 0.0 {
+                let pause = Duration::from_secs_f64(ahead / f64::from(rate));
+                thread::sleep(pause.min(BLOCKED));
+                continue;
+            }
+        }
+        let seen = Seen {
+            sender: number,
+            sequence: sent.offered,
+        };
+        shared.codec.write(&mut frame, to, seen);
+        match offer(port, &frame, flags) {
+            Ok(()) => {
+                sent.offered += 1;
+                shared.offered[usize::from(number)].set(sent.offered);
+            }
+            Err(Errno::EAGAIN) if load.full == Full::Refuse => sent.refused += 1,
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(source) => {
+                shared.fail(LoadError::Send { port: number, source });
+                break;
+            }
+        }
+    }
+    sent
+}
+
+fn offer(port: &Port, frame: &[u8], flags: MsgFlags) -> Result<(), Errno> {
+    sendto(port.as_raw_fd(), frame, port.switch(), flags).map(drop)
+}
+
+/// A receiver: checks frames until it is told to stop.
+pub(crate) fn receive(shared: &Shared, number: u16) -> Received {
+    let mut books = Books::new(shared, number);
+    let result = match shared.load.receive {
+        Receive::Single => receive_single(shared, number, &mut books),
+        Receive::Vector => receive_vector(shared, number, &mut books),
+    };
+    if let Err(source) = result {
+        shared.fail(LoadError::Receive { port: number, source });
+    }
+    books.received
+}
+
+fn receive_single(shared: &Shared, number: u16, books: &mut Books<'_>) -> Result<(), Errno> {
+    let fd = shared.ports[usize::from(number)].as_raw_fd();
+    let mut buffer = vec![0; BUFFER];
+    while !shared.receiving_over.load(Ordering::Relaxed) {
+        match recv(fd, &mut buffer, MsgFlags::empty()) {
+            Ok(len) => {
+                books.enter(&buffer[..len]);
+                books.publish();
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(())
+}
+
+fn receive_vector(shared: &Shared, number: u16, books: &mut Books<'_>) -> Result<(), Errno> {
+    let fd = shared.ports[usize::from(number)].as_raw_fd();
+    let mut slab = vec![0; BUFFER * VECTOR];
+    let mut lens = [0; VECTOR];
+    // An address is received with each frame, although nobody asks for it: nix offers no call without.
+    let mut headers = MultiHeaders::<UnixAddr>::preallocate(VECTOR, None);
+    while !shared.receiving_over.load(Ordering::Relaxed) {
+        let mut buffers = slab.chunks_mut(BUFFER);
+        let mut slices: [_; VECTOR] = array::from_fn(|_| {
+            [IoSliceMut::new(
+                buffers.next().expect("the slab has VECTOR buffers"),
+            )]
+        });
+        let arrived = match recvmmsg(fd, &mut headers, &mut slices, MsgFlags::MSG_WAITFORONE, None) {
+            Ok(arrived) => arrived,
+            Err(Errno::EAGAIN | Errno::EINTR) => continue,
+            Err(other) => return Err(other),
+        };
+        let mut count = 0;
+        for message in arrived {
+            lens[count] = message.bytes;
+            count += 1;
+        }
+        for (buffer, &len) in slab.chunks(BUFFER).zip(&lens[..count]) {
+            books.enter(&buffer[..len]);
+        }
+        books.publish();
+    }
+    Ok(())
+}
+
+/// What a receiver writes down about each frame.
+struct Books<'a> {
+    shared: &'a Shared,
+    port: u16,
+    delivered: u64,
+    received: Received,
+}
+
+impl<'a> Books<'a> {
+    fn new(shared: &'a Shared, port: u16) -> Self {
+        Self {
+            shared,
+            port,
+            delivered: 0,
+            received: Received {
+                flows: vec![Flow::default(); usize::from(shared.load.senders)],
+                damaged: 0,
+                foreign: 0,
+                strays: 0,
+            },
+        }
+    }
+
+    fn enter(&mut self, frame: &[u8]) {
+        let load = &self.shared.load;
+        let to = |seen: Seen| {
+            if seen.sequence == HELLO {
+                To::All
+            } else {
+                load.to(seen.sender)
+            }
+        };
+        let seen = match self.shared.codec.read(frame, load.size, to) {
+            Ok(seen) => seen,
+            Err(Bad::Foreign) => {
+                self.received.foreign += 1;
+                return;
+            }
+            Err(Bad::Damaged) => {
+                self.received.damaged += 1;
+                return;
+            }
+        };
+        if seen.sequence == HELLO {
+            return;
+        }
+        if !load.reaches(seen.sender, self.port) {
+            self.received.strays += 1;
+            return;
+        }
+        match self.received.flows.get_mut(usize::from(seen.sender)) {
+            Some(flow) => {
+                flow.see(seen.sequence);
+                self.delivered += 1;
+            }
+            None => self.received.damaged += 1,
+        }
+    }
+
+    fn publish(&self) {
+        self.shared.delivered[usize::from(self.port)].set(self.delivered);
+    }
+}
