@@ -139,7 +139,7 @@ impl Counter {
 /// and a switch that does not forward is found out before anything is measured.
 pub(crate) fn introduce(shared: &Shared, stop: &Stop) -> Result<(), LoadError> {
     for (number, port) in (0..).zip(&shared.ports) {
-        port.set_timeouts(Duration::from_millis(50), BLOCKED)
+        port.set_timeouts(BLOCKED, BLOCKED)
             .map_err(|source| LoadError::Prepare { port: number, source })?;
     }
     for from in 0..shared.load.ports {
@@ -266,13 +266,14 @@ pub(crate) fn receive(shared: &Shared, number: u16) -> Received {
 fn receive_single(shared: &Shared, number: u16, books: &mut Books<'_>) -> Result<(), Errno> {
     let fd = shared.ports[usize::from(number)].as_raw_fd();
     let mut buffer = vec![0; BUFFER];
-    while !shared.receiving_over.load(Ordering::Relaxed) {
+    while !books.is_closed() {
         match recv(fd, &mut buffer, MsgFlags::empty()) {
             Ok(len) => {
                 books.enter(&buffer[..len]);
                 books.publish();
             }
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => books.silence(),
+            Err(Errno::EINTR) => {}
             Err(other) => return Err(other),
         }
     }
@@ -285,7 +286,7 @@ fn receive_vector(shared: &Shared, number: u16, books: &mut Books<'_>) -> Result
     let mut lens = [0; VECTOR];
     // An address is received with each frame, although nobody asks for it: nix offers no call without.
     let mut headers = MultiHeaders::<UnixAddr>::preallocate(VECTOR, None);
-    while !shared.receiving_over.load(Ordering::Relaxed) {
+    while !books.is_closed() {
         let mut buffers = slab.chunks_mut(BUFFER);
         let mut slices: [_; VECTOR] = array::from_fn(|_| {
             [IoSliceMut::new(
@@ -294,7 +295,11 @@ fn receive_vector(shared: &Shared, number: u16, books: &mut Books<'_>) -> Result
         });
         let arrived = match recvmmsg(fd, &mut headers, &mut slices, MsgFlags::MSG_WAITFORONE, None) {
             Ok(arrived) => arrived,
-            Err(Errno::EAGAIN | Errno::EINTR) => continue,
+            Err(Errno::EAGAIN) => {
+                books.silence();
+                continue;
+            }
+            Err(Errno::EINTR) => continue,
             Err(other) => return Err(other),
         };
         let mut count = 0;
@@ -316,6 +321,8 @@ struct Books<'a> {
     port: u16,
     delivered: u64,
     received: Received,
+    /// Frames that may still be entered once the load is over.
+    left: u32,
 }
 
 impl<'a> Books<'a> {
@@ -324,6 +331,7 @@ impl<'a> Books<'a> {
             shared,
             port,
             delivered: 0,
+            left: 1000,
             received: Received {
                 flows: vec![Flow::default(); usize::from(shared.load.senders)],
                 damaged: 0,
@@ -333,7 +341,26 @@ impl<'a> Books<'a> {
         }
     }
 
+    /// True if the load is over and nothing comes any more: what a switch sends too often or to the wrong port may
+    /// come after the last frame that was expected. What strangers go on sending cannot keep a load from ending.
+    fn is_closed(&self) -> bool {
+        self.left == 0
+    }
+
+    fn silence(&mut self) {
+        if self.is_over() {
+            self.left = 0;
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.shared.receiving_over.load(Ordering::Relaxed)
+    }
+
     fn enter(&mut self, frame: &[u8]) {
+        if self.is_over() {
+            self.left = self.left.saturating_sub(1);
+        }
         let load = &self.shared.load;
         let to = |seen: Seen| {
             if seen.sequence == HELLO {
