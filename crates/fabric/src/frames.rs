@@ -51,6 +51,18 @@ impl FrameSet {
         Self(self.0 & !other.0)
     }
 
+    /// The frames after the first `n`: what is left when those have been sent.
+    #[must_use]
+    pub const fn skip(self, n: usize) -> Self {
+        let mut rest = self.0;
+        let mut i = 0;
+        while i < n && rest != 0 {
+            rest &= rest - 1;
+            i += 1;
+        }
+        Self(rest)
+    }
+
     /// How many frames it has.
     pub const fn len(self) -> usize {
         self.0.count_ones() as usize
@@ -166,6 +178,15 @@ mod tests {
         set.remove(64);
         assert_eq!(set, FrameSet(1 << 63));
         assert_eq!(format!("{set:?}"), "{63}");
+    }
+
+    #[test]
+    fn skipping_leaves_the_later_frames() {
+        let set: FrameSet = [1, 5, 63].into_iter().collect();
+        assert_eq!(set.skip(0), set);
+        assert!(set.skip(1).iter().eq([5, 63]));
+        assert_eq!(set.skip(3), FrameSet::EMPTY);
+        assert_eq!(set.skip(9), FrameSet::EMPTY);
     }
 
     #[test]
