@@ -1,3 +1,20 @@
 //! Descriptors in, bytes out: the only crate with `unsafe`.
+//!
+//! Thin and without policy: a call retries `EINTR` and nothing else. Sources: the man pages named at each item.
 
+pub mod mmsg;
+pub mod poll;
+pub mod signal;
 pub mod tap;
+pub mod unix;
+pub mod watch;
+
+/// Repeats a system call that a signal interrupted.
+fn retry_eintr<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! recvmmsg(2) and sendmmsg(2) straight into and out of a [`Batch`].
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use fabric::{BATCH_FRAMES, Batch, FrameSet};
+
+use crate::retry_eintr;
+
+/// Receives as many frames as are there, at most a batch. Never waits.
+///
+/// The batch then holds exactly the frames received; fewer than its capacity mean that the socket is drained. A frame
+/// longer than a buffer is cut, and [`Batch::wire_len`] tells its real length.
+///
+/// # Errors
+/// As recvmmsg(2); `WouldBlock` if there is nothing.
+pub fn receive(socket: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<usize> {
+    batch.clear();
+    let mut buffers = [EMPTY_IOVEC; BATCH_FRAMES];
+    let mut count = 0;
+    for (iovec, buffer) in buffers.iter_mut().zip(batch.buffers_mut()) {
+        *iovec = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
+        count += 1;
+    }
+    let mut headers = [EMPTY_HEADER; BATCH_FRAMES];
+    for (header, iovec) in headers.iter_mut().zip(&mut buffers[..count]) {
+        header.msg_hdr.msg_iov = iovec;
+        header.msg_hdr.msg_iovlen = 1;
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    // SAFETY: the first `count` headers each point at one iovec of `buffers`, and that at a whole buffer of `batch`,
+    // borrowed mutably and disjoint; all of them outlive the call. No names, no ancillary data, no time-out.
+    let received = retry_eintr(|| unsafe {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        count_of(libc::recvmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr(),
+            count,
+            flags,
+            std::ptr::null_mut(),
+        ))
+    })?;
+    batch.filled(headers[..received].iter().map(|header| header.msg_len as usize));
+    Ok(received)
+}
+
+/// Sends the frames of `set` in order to the socket's peer and returns how many of them went out before it refused.
+/// Never waits; all are sent, or the rest meets the error when sent again.
+///
+/// # Errors
+/// As sendmmsg(2) for the first frame; `WouldBlock` if there is no room for it.
+pub fn send(socket: BorrowedFd<'_>, batch: &Batch, set: FrameSet) -> io::Result<usize> {
+    let mut buffers = [EMPTY_IOVEC; BATCH_FRAMES];
+    let mut headers = [EMPTY_HEADER; BATCH_FRAMES];
+    let mut count = 0;
+    for index in set.iter() {
+        let frame = batch.frame(index);
+        buffers[count] = libc::iovec {
+            iov_base: frame.as_ptr().cast_mut().cast(),
+            iov_len: frame.len(),
+        };
+        headers[count].msg_hdr.msg_iov = &raw mut buffers[count];
+        headers[count].msg_hdr.msg_iovlen = 1;
+        count += 1;
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the first `count` headers each point at one iovec of `buffers`, and that at a frame of `batch`, which
+    // sending only reads; all of them outlive the call. No names, no ancillary data.
+    retry_eintr(|| unsafe {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        count_of(libc::sendmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr(),
+            count,
+            flags,
+        ))
+    })
+}
+
+const EMPTY_IOVEC: libc::iovec = libc::iovec {
+    iov_base: std::ptr::null_mut(),
+    iov_len: 0,
+};
+
+/// All pointers null and all lengths zero.
+const EMPTY_HEADER: libc::mmsghdr = {
+    // SAFETY: mmsghdr consists of integers and raw pointers, for which all zeros is a value.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+};
+
+fn count_of(result: libc::c_int) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn a_batch_goes_through_in_order() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        let mut out = Batch::new(1518, BATCH_FRAMES);
+        for n in 0..10u8 {
+            assert!(out.push(&[n; 60]));
+        }
+        let mut set = out.all();
+        set.remove(3);
+        assert_eq!(send(a.as_fd(), &out, set).unwrap(), 9);
+        let mut batch = Batch::new(1518, BATCH_FRAMES);
+        assert_eq!(receive(b.as_fd(), &mut batch).unwrap(), 9);
+        let got: Vec<u8> = (0..9).map(|i| batch.frame(i)[0]).collect();
+        assert_eq!(got, [0, 1, 2, 4, 5, 6, 7, 8, 9]);
+        assert!(batch.frame(8).iter().all(|&b| b == 9) && batch.frame(8).len() == 60);
+        let error = receive(b.as_fd(), &mut batch).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(batch.is_empty());
+    }
+
+    #[test]
+    fn a_full_queue_takes_a_part() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        a.set_nonblocking(true).unwrap();
+        let mut out = Batch::new(1518, BATCH_FRAMES);
+        while out.push(&[7; 1514]) {}
+        let mut sent = 0;
+        let error = loop {
+            match send(a.as_fd(), &out, out.all()) {
+                Ok(n) => sent += n,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let mut batch = Batch::new(1518, BATCH_FRAMES);
+        let mut received = 0;
+        while let Ok(n) = receive(b.as_fd(), &mut batch) {
+            received += n;
+        }
+        assert_eq!(received, sent);
+    }
+
+    #[test]
+    fn a_frame_that_was_cut_tells_its_length() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        a.send(&[1; 4000]).unwrap();
+        a.send(&[]).unwrap();
+        let mut batch = Batch::new(1518, 4);
+        assert_eq!(receive(b.as_fd(), &mut batch).unwrap(), 2);
+        assert_eq!(batch.wire_len(0), 4000);
+        assert!(batch.frame(0).len() <= 4000 && batch.frame(1).is_empty());
+    }
+}

@@ -1,0 +1,177 @@
+//! Unix sockets: listeners that recognise stale files, peers and their processes, descriptors as messages.
+
+use std::fs;
+use std::io::{self, ErrorKind, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use nix::cmsg_space;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+use crate::retry_eintr;
+
+/// Listens at `path`. A socket file that nobody answers at is replaced.
+///
+/// The caller holds whatever lock keeps two of its own kind apart.
+///
+/// # Errors
+/// `AddrInUse` if somebody answers there or the file is no socket; else as bind(2).
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path)? => {
+            fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        result => result,
+    }
+}
+
+/// True if `path` is a socket file whose owner is gone. Symbolic links are not followed.
+fn is_stale(path: &Path) -> io::Result<bool> {
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Ok(false);
+    }
+    match UnixStream::connect(path) {
+        Err(error) => Ok(error.kind() == ErrorKind::ConnectionRefused),
+        Ok(_) => Ok(false),
+    }
+}
+
+/// A descriptor of the process (not one of its threads) that becomes readable when it ends: pidfd_open(2).
+///
+/// # Errors
+/// As pidfd_open(2); `ESRCH` if the process is gone.
+pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the result is checked before use.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just handed this descriptor to us alone; it is close-on-exec by definition.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Most descriptors taken from one message; the kernel closes what does not fit.
+const FDS: usize = 4;
+
+/// Receives bytes, and descriptors that came with them (close-on-exec), from a stream. 0 bytes mean its end.
+///
+/// # Errors
+/// As recvmsg(2).
+pub fn receive_with_fds(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    retry_eintr(|| {
+        let mut space = cmsg_space!([std::os::fd::RawFd; FDS]);
+        let mut parts = [IoSliceMut::new(bytes)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(received) = control {
+                for fd in received {
+                    // SAFETY: the kernel has just installed this descriptor for us; nobody else knows its number.
+                    fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
+                }
+            }
+        }
+        Ok(message.bytes)
+    })
+}
+
+/// Sends bytes with one descriptor on a stream; returns how many bytes went.
+///
+/// # Errors
+/// As sendmsg(2).
+pub fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+    use nix::sys::socket::{ControlMessage, sendmsg};
+    let fds = [fd.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let parts = [io::IoSlice::new(bytes)];
+    retry_eintr(|| {
+        Ok(sendmsg::<()>(
+            socket.as_raw_fd(),
+            &parts,
+            &rights,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?)
+    })
+}
+
+/// Asks for send and receive buffers of so many bytes; the kernel gives what its limits allow.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_buffers(socket: impl AsFd, bytes: usize) -> io::Result<()> {
+    let fd = socket.as_fd();
+    let socket = socket2::SockRef::from(&fd);
+    socket.set_send_buffer_size(bytes)?;
+    socket.set_recv_buffer_size(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek, Write};
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        let living = listen(&path).unwrap();
+        assert_eq!(listen(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
+        drop(living);
+        drop(listen(&path).unwrap());
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        fs::write(&file, "precious").unwrap();
+        assert_eq!(listen(&file).unwrap_err().kind(), ErrorKind::AddrInUse);
+        let link = dir.path().join("l");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert_eq!(listen(&link).unwrap_err().kind(), ErrorKind::AddrInUse);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_descriptor_travels() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"hello").unwrap();
+        send_with_fd(a.as_fd(), b"line\n", file.as_fd()).unwrap();
+        let mut fds = Vec::new();
+        let mut bytes = [0; 64];
+        assert_eq!(receive_with_fds(b.as_fd(), &mut bytes, &mut fds).unwrap(), 5);
+        let mut received = fs::File::from(fds.pop().unwrap());
+        received.rewind().unwrap();
+        let mut text = String::new();
+        received.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn the_end_of_a_process_can_be_seen() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let fd = pidfd(child.id()).unwrap();
+        let mut poller = crate::poll::Poller::new().unwrap();
+        poller.add(fd.as_fd(), 1, crate::poll::Interest::Read).unwrap();
+        poller.wait(Some(std::time::Duration::ZERO)).unwrap();
+        assert_eq!(poller.event(0), None);
+        drop(child.stdin.take());
+        poller.wait(Some(std::time::Duration::from_secs(10))).unwrap();
+        assert!(poller.event(0).is_some());
+        child.wait().unwrap();
+    }
+}
