@@ -64,7 +64,9 @@ pub enum Request {
     /// Counters of the daemon and its domains. Reply: [`Reply::Stats`].
     Stats,
     /// Captures a domain into the descriptor sent with this line (`SCM_RIGHTS`), as pcapng, until
-    /// [`Request::CaptureStop`] or the end of the connection. Reply: [`Reply::Done`] once capturing.
+    /// [`Request::CaptureStop`] or the end of the connection. Reply: [`Reply::Done`] once capturing. A capture that
+    /// ends by itself (the file cannot be written, the domain is gone) is reported by a line nobody asked for:
+    /// [`Reply::Captured`] or [`Reply::Error`].
     Capture {
         /// The domain.
         domain: DomainName,

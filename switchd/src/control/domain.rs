@@ -1,0 +1,234 @@
+//! A domain on the control side: its sockets, its port numbers, and who keeps it alive.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use fabric::PortId;
+use proto::ctl::{DomainRow, DomainSpec, Mode};
+use proto::uml::Address;
+use tokio::task::AbortHandle;
+
+use super::compat::SharedSocket;
+use super::handshake::DataPath;
+use crate::datapath::{DomainId, Snapshot};
+
+/// Where a domain is reached.
+#[derive(Clone, Debug)]
+pub(crate) struct Sockets {
+    /// The uml_switch control socket.
+    pub(crate) control: PathBuf,
+    /// The directory of the ports' data sockets; abstract names if there is none.
+    pub(crate) data: Option<PathBuf>,
+    /// The data socket that clients of request version 0 know by its path; without one, they are refused.
+    pub(crate) shared: Option<PathBuf>,
+}
+
+/// A domain, shared by the registry and the tasks of its ports.
+pub(crate) struct Domain {
+    pub(crate) id: DomainId,
+    /// Which worker has it.
+    pub(crate) worker: usize,
+    pub(crate) spec: DomainSpec,
+    pub(crate) sockets: Sockets,
+    /// Clients of request version 0, from the first of them on.
+    compat: OnceLock<SharedSocket>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    ports: BTreeSet<PortId>,
+    holders: usize,
+    /// It goes when nobody holds it and no port is left.
+    transient: bool,
+    removed: bool,
+    listener: Option<AbortHandle>,
+}
+
+impl Domain {
+    pub(crate) fn new(
+        id: DomainId,
+        worker: usize,
+        spec: DomainSpec,
+        sockets: Sockets,
+        transient: bool,
+    ) -> Self {
+        let state = Mutex::new(State {
+            transient,
+            ..State::default()
+        });
+        Self {
+            id,
+            worker,
+            spec,
+            sockets,
+            compat: OnceLock::new(),
+            state,
+        }
+    }
+
+    /// Never held across an `.await`: every method here is short.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The task that accepts clients, to be ended with the domain.
+    pub(crate) fn set_listener(&self, listener: AbortHandle) {
+        self.state().listener = Some(listener);
+    }
+
+    /// Takes a port number: the one asked for, or the lowest free one from 1 on.
+    pub(crate) fn reserve(&self, wanted: Option<u32>) -> Result<PortId, PortId> {
+        let mut state = self.state();
+        let free = || {
+            (1..)
+                .map(PortId)
+                .find(|id| !state.ports.contains(id))
+                .unwrap_or_default()
+        };
+        let id = wanted.map_or_else(free, PortId);
+        if state.removed || id.0 >= fabric::port::CHOSEN_PORT_LIMIT || !state.ports.insert(id) {
+            return Err(id);
+        }
+        Ok(id)
+    }
+
+    /// Gives a port number back.
+    pub(crate) fn release(&self, id: PortId) {
+        self.state().ports.remove(&id);
+    }
+
+    /// Keeps the domain until [`Domain::let_go`]; false if it is on its way out.
+    pub(crate) fn hold(&self) -> bool {
+        let mut state = self.state();
+        state.holders += usize::from(!state.removed);
+        !state.removed
+    }
+
+    pub(crate) fn let_go(&self) {
+        let mut state = self.state();
+        state.holders = state.holders.saturating_sub(1);
+    }
+
+    /// True if nothing keeps a transient domain alive.
+    pub(crate) fn is_unused(&self) -> bool {
+        let state = self.state();
+        state.transient && state.holders == 0 && state.ports.is_empty()
+    }
+
+    /// Where the data socket of a port is bound.
+    pub(crate) fn data_path(&self, port: PortId) -> DataPath {
+        match &self.sockets.data {
+            Some(directory) => DataPath::File(directory.join(port.to_string())),
+            None => DataPath::Abstract,
+        }
+    }
+
+    /// The data socket of clients of request version 0, made when the first of them comes.
+    pub(crate) fn shared_socket(&self) -> io::Result<&SharedSocket> {
+        if let Some(socket) = self.compat.get() {
+            return Ok(socket);
+        }
+        let path = self.sockets.shared.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let socket = SharedSocket::bind(path)?;
+        Ok(self.compat.get_or_init(|| socket))
+    }
+
+    /// A client of request version 0 has gone.
+    pub(crate) fn forget_shared(&self, client: Address) {
+        if let Some(socket) = self.compat.get() {
+            socket.forget(client);
+        }
+    }
+
+    /// Stops accepting clients and removes the files.
+    pub(crate) fn close(&self) {
+        let listener = {
+            let mut state = self.state();
+            state.removed = true;
+            state.listener.take()
+        };
+        if let Some(listener) = listener {
+            listener.abort();
+        }
+        self.remove_files();
+    }
+
+    /// Removes every socket file of the domain.
+    pub(crate) fn remove_files(&self) {
+        remove_if_there(&self.sockets.control);
+        if let (Some(path), Some(_)) = (&self.sockets.shared, self.compat.get()) {
+            remove_if_there(path);
+        }
+        if let Some(directory) = &self.sockets.data
+            && let Err(error) = clear_directory(directory)
+        {
+            tracing::warn!("cannot remove {}: {error}", directory.display());
+        }
+    }
+
+    /// The domain's row in a listing.
+    pub(crate) fn row(&self, snapshot: &Snapshot) -> DomainRow {
+        let total = &snapshot.total;
+        DomainRow {
+            domain: self.spec.domain.clone(),
+            mode: self.spec.mode,
+            mtu: self.spec.mtu,
+            ageing_s: self.spec.ageing_s,
+            ports: snapshot.ports.len(),
+            stations: snapshot.stations,
+            captures: snapshot.captures,
+            transient: self.state().transient,
+            sockets: BTreeMap::from([(
+                "uml".to_owned(),
+                self.sockets.control.to_string_lossy().into_owned(),
+            )]),
+            rx_frames: total.rx_frames,
+            rx_bytes: total.rx_bytes,
+            tx_frames: total.tx_frames,
+            tx_bytes: total.tx_bytes,
+            drops: drops(&total.drops),
+        }
+    }
+}
+
+/// Counted drops as the control protocol has them.
+pub(crate) fn drops(drops: &fabric::Drops) -> BTreeMap<String, u64> {
+    drops
+        .iter()
+        .map(|(reason, count)| (reason.name().to_owned(), count))
+        .collect()
+}
+
+/// What the forwarding core makes of a specification.
+pub(crate) fn settings(spec: &DomainSpec) -> fabric::Settings {
+    fabric::Settings {
+        mode: match spec.mode {
+            Mode::Hub => fabric::Mode::Hub,
+            Mode::Switch => fabric::Mode::Switch,
+        },
+        mtu: spec.mtu,
+        ageing: std::time::Duration::from_secs(spec.ageing_s),
+        ..fabric::Settings::default()
+    }
+}
+
+fn remove_if_there(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!("cannot remove {}: {error}", path.display());
+        }
+        _ => {}
+    }
+}
+
+/// Removes a directory of sockets that nobody but us writes to. It is no error if there is none.
+pub(crate) fn clear_directory(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,13 @@
+//! The control side: listeners, handshakes, the control socket. Asynchronous, on one thread of its own.
+//!
+//! Its products are ready ports and commands for the data path; no frame passes through here, but for clients of
+//! request version 0 (`compat`).
+
+pub(crate) mod accept;
+pub(crate) mod compat;
+pub(crate) mod domain;
+pub(crate) mod handshake;
+pub(crate) mod peer;
+pub(crate) mod recorder;
+pub(crate) mod registry;
+pub(crate) mod server;

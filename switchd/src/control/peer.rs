@@ -1,0 +1,65 @@
+//! Who is at the other end of a connection.
+
+use std::io;
+use std::path::Path;
+
+use proto::ctl::Peer;
+use tokio::net::UnixStream;
+
+/// Reads the peer's process and user from the kernel (`SO_PEERCRED`).
+pub(crate) fn credentials(stream: &UnixStream) -> io::Result<Peer> {
+    let credentials = stream.peer_cred()?;
+    let pid = credentials
+        .pid()
+        .and_then(|pid| u32::try_from(pid).ok())
+        .unwrap_or(0);
+    Ok(Peer {
+        pid,
+        uid: credentials.uid(),
+    })
+}
+
+/// Waits for a process to end. A killed UML kernel leaves helper processes that keep its sockets open, so the end of
+/// a connection alone does not tell.
+///
+/// # Errors
+/// When the process cannot be watched; one that is gone already has ended.
+pub(crate) async fn ended(peer: Peer) -> io::Result<()> {
+    // A peer in a foreign PID namespace has no number here: its connection must do.
+    if peer.pid == 0 {
+        return std::future::pending().await;
+    }
+    let fd = match netio::unix::pidfd(peer.pid) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+        result => netio::watch::readable(result?)?,
+    };
+    fd.readable().await.map(drop)
+}
+
+/// The machine and interface at the other end, from the command line of a UML kernel: `pc1:eth0` for
+/// `umid=pc1 eth0=daemon,,,SOCKET`; the program's name for other processes.
+pub(crate) fn name(peer: Peer, socket: &Path) -> String {
+    let Ok(command_line) = std::fs::read(format!("/proc/{}/cmdline", peer.pid)) else {
+        return String::new();
+    };
+    let words: Vec<_> = command_line
+        .split(|&b| b == 0)
+        .map(String::from_utf8_lossy)
+        .collect();
+    let socket = socket.to_string_lossy();
+    let machine = words.iter().find_map(|word| word.strip_prefix("umid="));
+    let interface = words.iter().find_map(|word| {
+        let (interface, value) = word.split_once(['=', ':'])?;
+        let known = interface.starts_with("eth") || interface.starts_with("vec");
+        (known && value.split([',', '=']).any(|part| part == socket)).then_some(interface)
+    });
+    match (machine, interface) {
+        (Some(machine), Some(interface)) => format!("{machine}:{interface}"),
+        (Some(machine), None) => machine.to_owned(),
+        (None, _) => words
+            .first()
+            .and_then(|word| word.rsplit('/').next())
+            .unwrap_or_default()
+            .to_owned(),
+    }
+}

@@ -1,0 +1,362 @@
+//! All domains, and the way from the control side to their workers.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use fabric::{MacAddr, PortId};
+use proto::DomainName;
+use proto::ctl::{Daemon, DomainSpec, Error, ErrorCode};
+use tokio::net::UnixListener;
+use tokio::sync::{Notify, oneshot};
+
+use super::accept::accept;
+use super::domain::{Domain, Sockets, clear_directory, settings};
+use super::handshake::Refusal;
+use crate::datapath::capture::{Feed, FeedId};
+use crate::datapath::{Command, DomainId, Handle, NewPort, Snapshot};
+
+/// Longest path of a Unix socket; one byte of `sun_path` is the NUL.
+const LONGEST_PATH: usize = 107;
+
+/// Who may use the domains.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Admission {
+    /// The daemon's own user, and root.
+    Owner,
+    /// Whoever the permissions of the socket files let in, as uml_switch has it.
+    Anybody,
+}
+
+/// All domains.
+pub(crate) struct Registry {
+    directory: PathBuf,
+    user: String,
+    uid: u32,
+    admission: Admission,
+    workers: Vec<Handle>,
+    started: Instant,
+    state: Mutex<State>,
+    /// Told whenever a domain, a port or a holder has gone.
+    pub(crate) departed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    domains: BTreeMap<DomainName, Arc<Domain>>,
+    next: u64,
+    refused: BTreeMap<&'static str, u64>,
+    connections: usize,
+}
+
+impl Registry {
+    pub(crate) fn new(directory: PathBuf, user: String, admission: Admission, workers: Vec<Handle>) -> Self {
+        Self {
+            directory,
+            user,
+            uid: nix::unistd::geteuid().as_raw(),
+            admission,
+            workers,
+            started: Instant::now(),
+            state: Mutex::default(),
+            departed: Notify::new(),
+        }
+    }
+
+    /// Never held across an `.await`.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if a process of this user may use the domains.
+    pub(crate) fn admits(&self, uid: u32) -> bool {
+        self.admission == Admission::Anybody || uid == self.uid || uid == 0
+    }
+
+    /// Counts and reports a client that did not become a port.
+    pub(crate) fn refuse(&self, domain: &Domain, refusal: &Refusal) {
+        let count = {
+            let mut state = self.state();
+            let count = state.refused.entry(refusal.reason()).or_default();
+            *count += 1;
+            *count
+        };
+        // A peer can do this as often as it likes: the log has the first of a kind, and every 1000th.
+        if count % 1000 == 1 {
+            let name = &domain.spec.domain;
+            tracing::warn!(
+                "domain {name}: client refused: {refusal} ({} so far: {count})",
+                refusal.reason()
+            );
+        }
+    }
+
+    /// Counts a refusal that has no domain.
+    pub(crate) fn refuse_control(&self, reason: &'static str) {
+        *self.state().refused.entry(reason).or_default() += 1;
+    }
+
+    /// Makes a domain at its usual place.
+    pub(crate) fn add(self: &Arc<Self>, spec: DomainSpec, transient: bool) -> Result<Arc<Domain>, Error> {
+        let sockets = self.sockets(&spec.domain);
+        self.add_at(spec, transient, sockets)
+    }
+
+    /// Makes a domain that is reached at the given sockets.
+    pub(crate) fn add_at(
+        self: &Arc<Self>,
+        spec: DomainSpec,
+        transient: bool,
+        sockets: Sockets,
+    ) -> Result<Arc<Domain>, Error> {
+        let settings = settings(&spec);
+        settings
+            .check()
+            .map_err(|error| invalid(format!("domain {}: {error}", spec.domain)))?;
+        check_paths(&spec.domain, &sockets)?;
+        let mut state = self.state();
+        if state.domains.contains_key(&spec.domain) {
+            return Err(exists(format!("domain {} is there already", spec.domain)));
+        }
+        let listener = listen(&sockets.control)
+            .map_err(|error| failed(format!("cannot listen at {}: {error}", sockets.control.display())))?;
+        if let Some(data) = &sockets.data {
+            clear_directory(data)
+                .and_then(|()| std::fs::create_dir(data))
+                .map_err(|error| failed(format!("cannot make {}: {error}", data.display())))?;
+        }
+        let id = DomainId(state.next);
+        state.next += 1;
+        let worker = usize::try_from(id.0).unwrap_or(0) % self.workers.len();
+        let domain = Arc::new(Domain::new(id, worker, spec, sockets, transient));
+        self.workers[worker].send(Command::AddDomain(id, settings));
+        domain.set_listener(
+            tokio::spawn(accept(Arc::clone(self), Arc::clone(&domain), listener)).abort_handle(),
+        );
+        state
+            .domains
+            .insert(domain.spec.domain.clone(), Arc::clone(&domain));
+        Ok(domain)
+    }
+
+    /// Finds the domain or makes a transient one, and holds it.
+    pub(crate) fn hold(self: &Arc<Self>, spec: DomainSpec) -> Result<Arc<Domain>, Error> {
+        let domain = match self.find(&spec.domain) {
+            Ok(domain) => domain,
+            Err(_) => self.add(spec, true)?,
+        };
+        if !domain.hold() {
+            return Err(failed(format!("domain {} is being removed", domain.spec.domain)));
+        }
+        Ok(domain)
+    }
+
+    /// Ends a hold.
+    pub(crate) async fn let_go(&self, domain: &Arc<Domain>) {
+        domain.let_go();
+        self.reap(domain).await;
+    }
+
+    pub(crate) fn find(&self, name: &DomainName) -> Result<Arc<Domain>, Error> {
+        let domain = self.state().domains.get(name).cloned();
+        domain.ok_or_else(|| Error {
+            code: ErrorCode::NotFound,
+            message: format!("there is no domain {name}"),
+        })
+    }
+
+    pub(crate) fn domains(&self) -> Vec<Arc<Domain>> {
+        self.state().domains.values().cloned().collect()
+    }
+
+    /// Removes a domain, its ports and its files.
+    pub(crate) async fn remove(&self, name: &DomainName) -> Result<(), Error> {
+        let domain = self.state().domains.remove(name);
+        let Some(domain) = domain else {
+            return self.find(name).map(drop);
+        };
+        domain.close();
+        let (done, wait) = oneshot::channel();
+        self.workers[domain.worker].send(Command::RemoveDomain(domain.id, done));
+        let _ = wait.await;
+        self.departed.notify_waiters();
+        Ok(())
+    }
+
+    /// Removes every domain.
+    pub(crate) async fn clear(&self) {
+        for domain in self.domains() {
+            // Another task may have been quicker; then it is gone as well.
+            let _ = self.remove(&domain.spec.domain).await;
+        }
+    }
+
+    /// Removes a domain that nothing keeps alive any more.
+    async fn reap(&self, domain: &Arc<Domain>) {
+        if domain.is_unused()
+            && self
+                .find(&domain.spec.domain)
+                .is_ok_and(|found| Arc::ptr_eq(&found, domain))
+        {
+            let _ = self.remove(&domain.spec.domain).await;
+        }
+        self.departed.notify_waiters();
+    }
+
+    /// Hands a port to the domain's worker.
+    pub(crate) async fn attach(&self, domain: &Domain, port: NewPort) -> io::Result<()> {
+        let answer = self
+            .ask(domain, |answer| {
+                Command::Attach(domain.id, Box::new(port), answer)
+            })
+            .await;
+        answer.unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::NotFound)))
+    }
+
+    /// Takes a port away once what it has sent is forwarded, and frees its number.
+    pub(crate) async fn detach(&self, domain: &Arc<Domain>, id: PortId) {
+        let _ = self
+            .ask(domain, |done| Command::Detach(domain.id, id, done))
+            .await;
+        if let Some(directory) = &domain.sockets.data {
+            let _ = std::fs::remove_file(directory.join(id.to_string()));
+        }
+        domain.release(id);
+        self.reap(domain).await;
+    }
+
+    pub(crate) async fn snapshot(&self, domain: &Domain) -> Option<Snapshot> {
+        self.ask(domain, |answer| Command::Snapshot(domain.id, answer))
+            .await
+    }
+
+    pub(crate) async fn stations(&self, domain: &Domain) -> Vec<fabric::FdbRow> {
+        self.ask(domain, |answer| Command::Fdb(domain.id, answer))
+            .await
+            .unwrap_or_default()
+    }
+
+    pub(crate) async fn add_station(&self, domain: &Domain, mac: MacAddr, port: PortId) -> Result<(), Error> {
+        let answer = self
+            .ask(domain, |answer| Command::FdbAdd(domain.id, mac, port, answer))
+            .await;
+        let refused = |error| {
+            invalid(format!(
+                "cannot add {mac} to domain {}: {error}",
+                domain.spec.domain
+            ))
+        };
+        answer.unwrap_or(Ok(())).map_err(refused)
+    }
+
+    pub(crate) async fn remove_station(&self, domain: &Domain, mac: MacAddr) -> bool {
+        self.ask(domain, |answer| Command::FdbRemove(domain.id, mac, answer))
+            .await
+            .unwrap_or(false)
+    }
+
+    pub(crate) fn add_capture(&self, domain: &Domain, feed: Feed) {
+        self.workers[domain.worker].send(Command::AddCapture(domain.id, feed));
+    }
+
+    pub(crate) fn remove_capture(&self, domain: &Domain, feed: FeedId) {
+        self.workers[domain.worker].send(Command::RemoveCapture(domain.id, feed));
+    }
+
+    /// Sends a command and waits for its answer; `None` if the domain or the worker is gone.
+    async fn ask<T>(
+        &self,
+        domain: &Domain,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Option<T> {
+        let (answer, wait) = oneshot::channel();
+        self.workers[domain.worker].send(command(answer));
+        wait.await.ok()
+    }
+
+    pub(crate) fn daemon(&self) -> Daemon {
+        let refused = &self.state().refused;
+        Daemon {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            workers: self.workers.len(),
+            refused: refused
+                .iter()
+                .map(|(&reason, &count)| (reason.to_owned(), count))
+                .collect(),
+        }
+    }
+
+    /// A client of the control socket has come.
+    pub(crate) fn client_came(&self) {
+        self.state().connections += 1;
+    }
+
+    /// A client of the control socket has gone.
+    pub(crate) fn client_went(&self) {
+        self.state().connections -= 1;
+        self.departed.notify_waiters();
+    }
+
+    /// True with no domain and no client.
+    pub(crate) fn is_idle(&self) -> bool {
+        let state = self.state();
+        state.domains.is_empty() && state.connections == 0
+    }
+
+    fn sockets(&self, name: &DomainName) -> Sockets {
+        let stem = format!("vhub_{}_{name}", self.user);
+        Sockets {
+            control: self.directory.join(format!("{stem}.cnct")),
+            data: Some(self.directory.join(format!("{stem}.port"))),
+            shared: Some(self.directory.join(format!("{stem}.data"))),
+        }
+    }
+}
+
+/// Listens for clients, with a queue as long as the system allows: 1,000 guests may come at once.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let listener = netio::unix::listen(path)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+fn check_paths(name: &DomainName, sockets: &Sockets) -> Result<(), Error> {
+    // A port's data socket adds its number of up to five digits.
+    let longest = match &sockets.data {
+        Some(data) => data.as_os_str().as_bytes().len() + "/65535".len(),
+        None => sockets.control.as_os_str().as_bytes().len(),
+    };
+    if longest <= LONGEST_PATH {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "domain {name}: socket paths in {} would be {longest} bytes long, and {LONGEST_PATH} is the limit",
+        sockets.control.parent().unwrap_or(Path::new("/")).display()
+    )))
+}
+
+pub(crate) fn invalid(message: String) -> Error {
+    Error {
+        code: ErrorCode::Invalid,
+        message,
+    }
+}
+
+pub(crate) fn exists(message: String) -> Error {
+    Error {
+        code: ErrorCode::Exists,
+        message,
+    }
+}
+
+pub(crate) fn failed(message: String) -> Error {
+    Error {
+        code: ErrorCode::Failed,
+        message,
+    }
+}

@@ -1,0 +1,171 @@
+//! The composition root of `switchd run`: builds everything and owns the order of shutting down.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use crate::config::Config;
+use crate::control::registry::{Admission, Registry};
+use crate::control::server;
+use crate::datapath::Handle;
+
+/// The control socket in the directory.
+pub(crate) const SOCKET: &str = "switchd.sock";
+
+/// The file that is locked for as long as a daemon uses the directory.
+const LOCK: &str = "switchd.lock";
+
+/// Runs the daemon until it is told to end.
+pub(crate) fn run(config: Config) -> anyhow::Result<()> {
+    // What is made from here on is this user's alone.
+    umask(Mode::from_bits_truncate(0o077));
+    raise_descriptor_limit();
+    let directory = prepare(&config.directory)?;
+    let _lock = lock(&directory)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(host(config, &directory))
+}
+
+async fn host(config: Config, directory: &Path) -> anyhow::Result<()> {
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    let registry = registry(directory, config.hold, config.workers)?;
+    for spec in config.domains {
+        registry.add(spec, false)?;
+    }
+    let socket = directory.join(SOCKET);
+    let listener =
+        netio::unix::listen(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
+    listener.set_nonblocking(true)?;
+    let shutdown = Arc::new(Notify::new());
+    let server = server::serve(
+        Arc::clone(&registry),
+        UnixListener::from_std(listener)?,
+        Arc::clone(&shutdown),
+    );
+    tracing::info!("ready at {}", socket.display());
+    tokio::select! {
+        () = server => {}
+        _ = interrupted.recv() => tracing::info!("interrupted"),
+        _ = terminated.recv() => tracing::info!("terminated"),
+        () = shutdown.notified() => tracing::info!("told to end"),
+        () = idle(&registry, config.idle_exit) => tracing::info!("nothing left to do"),
+    }
+    // Nobody is let in any more; then the domains go, their ports' sockets with them, and the workers last.
+    let _ = fs::remove_file(&socket);
+    registry.clear().await;
+    Ok(())
+}
+
+/// Starts the workers.
+pub(crate) fn start_workers(count: usize, hold: Duration) -> anyhow::Result<Vec<Handle>> {
+    (0..count)
+        .map(|number| Handle::start(number, hold).context("cannot start a worker"))
+        .collect()
+}
+
+fn registry(directory: &Path, hold: Duration, workers: usize) -> anyhow::Result<Arc<Registry>> {
+    let workers = start_workers(workers, hold)?;
+    Ok(Arc::new(Registry::new(
+        directory.to_owned(),
+        user(),
+        Admission::Owner,
+        workers,
+    )))
+}
+
+/// The user's name as Netkit puts it into socket names; the number if there is none that can stand in a path.
+fn user() -> String {
+    let uid = nix::unistd::geteuid();
+    match nix::unistd::User::from_uid(uid) {
+        Ok(Some(user)) if !user.name.contains('/') => user.name,
+        _ => uid.to_string(),
+    }
+}
+
+/// Waits until there has been neither a domain nor a client for so long.
+async fn idle(registry: &Registry, limit: Option<Duration>) {
+    let Some(limit) = limit else {
+        return std::future::pending().await;
+    };
+    loop {
+        let departed = registry.departed.notified();
+        if registry.is_idle() {
+            tokio::time::sleep(limit).await;
+            if registry.is_idle() {
+                return;
+            }
+        } else {
+            departed.await;
+        }
+    }
+}
+
+/// Makes the directory, or checks that it is ours alone. Returns its absolute path.
+fn prepare(directory: &Path) -> anyhow::Result<std::path::PathBuf> {
+    let shown = directory.display();
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("cannot make directory {shown}"))?;
+    let metadata = fs::metadata(directory).with_context(|| format!("cannot use directory {shown}"))?;
+    if metadata.uid() != nix::unistd::geteuid().as_raw() {
+        bail!(
+            "directory {shown} belongs to uid {}\nhint: choose another with --dir DIR",
+            metadata.uid()
+        );
+    }
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        bail!(
+            "directory {shown} is open to other users (mode {mode:04o})\n\
+             hint: 'chmod 700 {shown}', or choose another with --dir DIR"
+        );
+    }
+    directory
+        .canonicalize()
+        .with_context(|| format!("cannot use directory {shown}"))
+}
+
+/// Takes the directory for this process alone. The file stays: removing it would let two daemons lock two files.
+fn lock(directory: &Path) -> anyhow::Result<Flock<File>> {
+    let path = directory.join(LOCK);
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
+            "a switchd is already running in {shown}\nhint: 'switchd --dir {shown} stop' ends it",
+            shown = directory.display()
+        ),
+        Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// A port takes three descriptors: data socket, control connection, its peer's process.
+pub(crate) fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("cannot raise the limit of open files: {error}");
+    }
+}

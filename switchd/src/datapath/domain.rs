@@ -1,0 +1,393 @@
+//! A domain on the data path: its ports, and the way of a batch from one of them to the others.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use fabric::{Batch, DropReason, Fdb, FrameSet, MacAddr, PortId};
+use netio::poll::{Interest, Poller};
+use tokio::sync::oneshot;
+
+use super::capture::{Feed, FeedId};
+use super::flow::{Admission, Egress, LONGEST_HOLD};
+use super::port::{Counters, Parcel, Port, Rx, Tx};
+use super::worker::{Context, Slot, token};
+use super::{NewPort, PortSnapshot, Snapshot};
+
+/// A domain and everything it owns.
+pub(super) struct Domain {
+    slot: Slot,
+    fabric: fabric::Domain,
+    ports: Vec<Option<Port>>,
+    feeds: Vec<Feed>,
+    /// Counters of ports that have left.
+    departed: Counters,
+    serial: u64,
+}
+
+impl Domain {
+    pub(super) fn new(slot: Slot, settings: fabric::Settings) -> Self {
+        Self {
+            slot,
+            fabric: fabric::Domain::new(settings),
+            ports: Vec::new(),
+            feeds: Vec::new(),
+            departed: Counters::default(),
+            serial: 0,
+        }
+    }
+
+    /// The data path: one batch of one port, from its receive queue to every port that gets a part of it.
+    pub(super) fn burst(&mut self, ingress: PortId, context: &mut Context) {
+        let Some(port) = self.ports.get_mut(ingress.index()).and_then(Option::as_mut) else {
+            return;
+        };
+        port.queued = false;
+        let mut parcel = context.pool.take(self.fabric.longest_frame(), context.now);
+        let rx = port.link.rx(&mut parcel.batch);
+        port.readable = matches!(rx, Rx::More);
+        port.count_rx(&parcel.batch);
+
+        let mut plan = std::mem::take(&mut context.plan);
+        self.fabric
+            .forward(&parcel.batch, ingress, context.fabric_now(), &mut plan);
+        port.counters.drops.merge(plan.drops());
+        for feed in &mut self.feeds {
+            feed.offer(&parcel.batch, plan.accepted(), ingress, port);
+        }
+        for (egress, frames) in plan.egress() {
+            let kept = self.send(&parcel.batch, frames, ingress, egress, context);
+            if !kept.is_empty() {
+                parcel.owed.push((egress, kept));
+            }
+        }
+        context.plan = plan;
+        self.settle(ingress, parcel, context);
+        if matches!(rx, Rx::Closed) {
+            context.dead.push((self.slot, ingress));
+        }
+    }
+
+    /// Sends frames to a port as far as it takes them; returns what the ingress port is to keep for it.
+    fn send(
+        &mut self,
+        batch: &Batch,
+        frames: FrameSet,
+        ingress: PortId,
+        egress: PortId,
+        context: &mut Context,
+    ) -> FrameSet {
+        let Some(port) = self.port_mut(egress) else {
+            return FrameSet::EMPTY;
+        };
+        let rest = match port.egress.admit(context.now) {
+            Admission::Bypass => return port.discard(frames, DropReason::Bypassed),
+            Admission::Wait => frames,
+            Admission::Send => match port.tx(batch, frames) {
+                Tx::Done => return FrameSet::EMPTY,
+                Tx::Full(rest) if context.hold.is_zero() => return port.discard(rest, DropReason::QueueFull),
+                Tx::Full(rest) => rest,
+                Tx::Closed(rest) => {
+                    port.discard(rest, DropReason::PeerGone);
+                    context.dead.push((self.slot, egress));
+                    return FrameSet::EMPTY;
+                }
+            },
+        };
+        port.egress.refused(ingress, context.now);
+        if !context.full.contains(&(self.slot, egress)) {
+            context.full.push((self.slot, egress));
+        }
+        self.watch_room(egress, &context.poller);
+        rest
+    }
+
+    /// Ends a step with a parcel: back to the pool if nobody is owed any of it, else its ingress port keeps it.
+    fn settle(&mut self, ingress: PortId, parcel: Parcel, context: &mut Context) {
+        match self.port_mut(ingress) {
+            Some(port) if !parcel.owed.is_empty() => port.held = Some(parcel),
+            _ => context.pool.put(parcel),
+        }
+        self.enqueue(ingress, context);
+    }
+
+    /// Puts a port into the ready queue if there is a reason to read it, or removes it if it is done.
+    fn enqueue(&mut self, id: PortId, context: &mut Context) {
+        let Some(port) = self.port_mut(id) else { return };
+        if port.held.is_some() || port.queued {
+            return;
+        }
+        if port.readable {
+            port.queued = true;
+            context.ready.push_back((self.slot, id));
+        } else if port.closing.is_some() {
+            context.dead.push((self.slot, id));
+        }
+    }
+
+    /// There may be something to read.
+    pub(super) fn readable(&mut self, id: PortId, context: &mut Context) {
+        if let Some(port) = self.port_mut(id) {
+            port.readable = true;
+            self.enqueue(id, context);
+        }
+    }
+
+    /// There is room: gives a port what others keep for it, each in its turn.
+    pub(super) fn writable(&mut self, egress: PortId, context: &mut Context) {
+        let Some(port) = self.port_mut(egress) else { return };
+        port.egress.writable();
+        while let Some(&ingress) = self.port_mut(egress).and_then(|port| port.egress.waiting.front()) {
+            let Some(mut parcel) = self.port_mut(ingress).and_then(|port| port.held.take()) else {
+                return;
+            };
+            let owed = parcel.owed.iter().position(|&(port, _)| port == egress);
+            let owed = owed.expect("a port waits only for what it keeps");
+            let frames = parcel.owed[owed].1;
+            let Some(port) = self.port_mut(egress) else { return };
+            let tx = port.tx(&parcel.batch, frames);
+            if let Tx::Full(rest) = tx {
+                port.egress.took(frames.len() - rest.len());
+                port.egress.waiting.rotate_left(1);
+                parcel.owed[owed].1 = rest;
+                self.settle(ingress, parcel, context);
+                return;
+            }
+            port.egress.waiting.pop_front();
+            if let Tx::Closed(rest) = tx {
+                port.discard(rest, DropReason::PeerGone);
+                context.dead.push((self.slot, egress));
+            }
+            parcel.owed.swap_remove(owed);
+            self.settle(ingress, parcel, context);
+        }
+        if let Some(port) = self.port_mut(egress) {
+            port.egress.served();
+        }
+        self.watch_room(egress, &context.poller);
+    }
+
+    /// When [`Domain::check`] is due for a port that others wait for.
+    pub(super) fn deadline(&self, id: PortId, hold: Duration) -> Option<Instant> {
+        self.ports.get(id.index())?.as_ref()?.egress.deadline(hold)
+    }
+
+    /// Ends waits for a port that have lasted too long; false once nobody waits any more.
+    pub(super) fn check(&mut self, egress: PortId, context: &mut Context) -> bool {
+        let Some(port) = self.port_mut(egress) else {
+            return false;
+        };
+        if port.egress.check(context.now, context.hold) {
+            self.give_up(egress, DropReason::QueueFull, |_| true, context);
+        } else {
+            let now = context.now;
+            self.give_up(
+                egress,
+                DropReason::QueueFull,
+                |parcel| now >= parcel.since + LONGEST_HOLD,
+                context,
+            );
+        }
+        self.port_mut(egress).is_some_and(|port| port.egress.is_full())
+    }
+
+    /// Drops what some of the ports keep for this one.
+    fn give_up(
+        &mut self,
+        egress: PortId,
+        reason: DropReason,
+        which: impl Fn(&Parcel) -> bool,
+        context: &mut Context,
+    ) {
+        for _ in 0..self.port_mut(egress).map_or(0, |port| port.egress.waiting.len()) {
+            let Some(ingress) = self
+                .port_mut(egress)
+                .and_then(|port| port.egress.waiting.pop_front())
+            else {
+                return;
+            };
+            let Some(mut parcel) = self.port_mut(ingress).and_then(|port| port.held.take()) else {
+                continue;
+            };
+            if which(&parcel) {
+                let owed = parcel.owed.iter().position(|&(port, _)| port == egress);
+                let (_, frames) = parcel
+                    .owed
+                    .swap_remove(owed.expect("a port waits only for what it keeps"));
+                if let Some(port) = self.port_mut(egress) {
+                    port.discard(frames, reason);
+                }
+            } else if let Some(port) = self.port_mut(egress) {
+                port.egress.waiting.push_back(ingress);
+            }
+            self.settle(ingress, parcel, context);
+        }
+        if let Some(port) = self.port_mut(egress)
+            && port.egress.waiting.is_empty()
+        {
+            port.egress.served();
+        }
+    }
+
+    /// Has the kernel report room at a port exactly as long as that is of interest.
+    fn watch_room(&mut self, id: PortId, poller: &Poller) {
+        let slot = self.slot;
+        let Some(port) = self.port_mut(id) else { return };
+        let wanted = port.egress.wants_room();
+        if wanted == port.armed {
+            return;
+        }
+        let (fd, interest) = match (port.link.fds(), wanted) {
+            ((_, Some(tx)), true) => (tx, Interest::Write),
+            ((_, Some(tx)), false) => (tx, Interest::Nothing),
+            ((rx, None), true) => (rx, Interest::ReadWrite),
+            ((rx, None), false) => (rx, Interest::Read),
+        };
+        match poller.modify(fd, token(slot, id), interest) {
+            Ok(()) => port.armed = wanted,
+            Err(error) => tracing::error!("cannot watch port {id}: {error}"),
+        }
+    }
+
+    pub(super) fn attach(&mut self, new: NewPort, context: &mut Context) -> io::Result<()> {
+        let NewPort {
+            id,
+            link,
+            identity,
+            alive,
+        } = new;
+        if !self.fabric.attach_at(id) {
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+        }
+        if let Err(error) = watch(&link, &context.poller, token(self.slot, id)) {
+            self.fabric.detach(id);
+            return Err(error);
+        }
+        if self.ports.len() <= id.index() {
+            self.ports.resize_with(id.index() + 1, || None);
+        }
+        self.serial += 1;
+        self.ports[id.index()] = Some(Port {
+            link,
+            identity,
+            serial: self.serial,
+            counters: Counters::default(),
+            egress: Egress::new(),
+            held: None,
+            readable: false,
+            queued: false,
+            armed: false,
+            closing: None,
+            _alive: alive,
+        });
+        Ok(())
+    }
+
+    /// Removes a port once what it has sent is read.
+    pub(super) fn detach(&mut self, id: PortId, done: oneshot::Sender<()>, context: &mut Context) {
+        match self.port_mut(id) {
+            Some(port) => {
+                port.closing = Some(done);
+                port.readable = true;
+                self.enqueue(id, context);
+            }
+            None => drop(done.send(())),
+        }
+    }
+
+    /// Removes a port at once: what others keep for it and what it keeps for others is dropped and counted.
+    pub(super) fn remove(&mut self, id: PortId, context: &mut Context) {
+        self.give_up(id, DropReason::PeerGone, |_| true, context);
+        let Some(mut port) = self.ports.get_mut(id.index()).and_then(Option::take) else {
+            return;
+        };
+        if let Some(parcel) = port.held.take() {
+            for &(egress, frames) in &parcel.owed {
+                if let Some(other) = self.port_mut(egress) {
+                    other.discard(frames, DropReason::Detached);
+                    other.egress.waiting.retain(|&ingress| ingress != id);
+                    if other.egress.waiting.is_empty() {
+                        other.egress.served();
+                    }
+                }
+            }
+            context.pool.put(parcel);
+        }
+        self.fabric.detach(id);
+        self.departed.add(&port.counters);
+        let (rx, tx) = port.link.fds();
+        for fd in [Some(rx), tx].into_iter().flatten() {
+            if let Err(error) = context.poller.remove(fd) {
+                tracing::error!("cannot stop watching port {id}: {error}");
+            }
+        }
+        if let Some(done) = port.closing.take() {
+            let _ = done.send(());
+        }
+    }
+
+    /// Removes all ports.
+    pub(super) fn clear(&mut self, context: &mut Context) {
+        for id in self.fabric.ports().collect::<Vec<_>>() {
+            self.remove(id, context);
+        }
+    }
+
+    pub(super) fn snapshot(&mut self, now: Duration) -> Snapshot {
+        self.fabric.expire(now);
+        let mut total = self.departed.clone();
+        let mut ports = Vec::new();
+        for id in self.fabric.ports() {
+            let Some(port) = self.ports[id.index()].as_ref() else {
+                continue;
+            };
+            total.add(&port.counters);
+            ports.push(PortSnapshot {
+                id,
+                kind: port.link.kind(),
+                identity: port.identity.clone(),
+                counters: port.counters.clone(),
+                stations: self.fabric.stations_of(id).collect::<Vec<MacAddr>>(),
+            });
+        }
+        Snapshot {
+            stations: self.fabric.fdb().len(),
+            captures: self.feeds.len(),
+            total,
+            ports,
+        }
+    }
+
+    pub(super) fn stations(&mut self, now: Duration) -> Vec<fabric::FdbRow> {
+        self.fabric.expire(now);
+        self.fabric.fdb().iter(now).collect()
+    }
+
+    pub(super) fn expire(&mut self, now: Duration) {
+        self.fabric.expire(now);
+    }
+
+    pub(super) fn fdb_mut(&mut self) -> &mut Fdb {
+        self.fabric.fdb_mut()
+    }
+
+    pub(super) fn add_feed(&mut self, feed: Feed) {
+        self.feeds.push(feed);
+    }
+
+    pub(super) fn remove_feed(&mut self, id: FeedId) {
+        self.feeds.retain(|feed| feed.id() != id);
+    }
+
+    fn port_mut(&mut self, id: PortId) -> Option<&mut Port> {
+        self.ports.get_mut(id.index())?.as_mut()
+    }
+}
+
+fn watch(link: &super::port::Link, poller: &Poller, token: u64) -> io::Result<()> {
+    let (rx, tx) = link.fds();
+    poller.add(rx, token, Interest::Read)?;
+    match tx {
+        Some(tx) => poller.add(tx, token, Interest::Nothing),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,204 @@
+//! A port: one link of some kind, its counters, and what it owes or is owed.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use fabric::{Batch, DropReason, Drops, FrameSet, PortId};
+use proto::ctl::Peer;
+use tokio::sync::oneshot;
+
+use super::flow::Egress;
+use super::{tap, uml};
+
+/// The carrier of a port's frames, settled once per batch.
+pub(crate) enum Link {
+    /// The uml_switch protocol.
+    Uml(uml::Link),
+    /// A tap device of the host.
+    Tap(tap::Link),
+}
+
+/// How receiving went.
+pub(crate) enum Rx {
+    /// The batch is full: there may be more.
+    More,
+    /// All there was.
+    Drained,
+    /// The link is dead.
+    Closed,
+}
+
+/// How sending went: what is left of the frames, if the port is full or gone.
+pub(crate) enum Tx {
+    /// All went out or were dropped for a counted reason.
+    Done,
+    /// The port's queue is full.
+    Full(FrameSet),
+    /// The other end is gone.
+    Closed(FrameSet),
+}
+
+impl Link {
+    /// The field's word for the kind of link.
+    pub(crate) const fn kind(&self) -> &'static str {
+        match self {
+            Self::Uml(_) => "uml",
+            Self::Tap(_) => "tap",
+        }
+    }
+
+    /// The descriptor frames come in at, and the one they go out at if it is another.
+    pub(crate) fn fds(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
+        match self {
+            Self::Uml(link) => link.fds(),
+            Self::Tap(link) => (link.fd(), None),
+        }
+    }
+
+    /// Fills the batch with what has arrived.
+    pub(crate) fn rx(&self, batch: &mut Batch) -> Rx {
+        let received = match self {
+            Self::Uml(link) => link.rx(batch),
+            Self::Tap(link) => link.rx(batch),
+        };
+        match received {
+            Ok(count) if count == batch.capacity() => Rx::More,
+            Ok(_) => Rx::Drained,
+            Err(error) if is_final(&error) => Rx::Closed,
+            Err(_) => Rx::Drained,
+        }
+    }
+
+    fn send(&self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
+        match self {
+            Self::Uml(link) => link.tx(batch, frames),
+            Self::Tap(link) => link.tx(batch, frames),
+        }
+    }
+}
+
+/// Counters of one port, from its first frame on.
+#[derive(Clone, Default)]
+pub(crate) struct Counters {
+    pub(crate) rx_frames: u64,
+    pub(crate) rx_bytes: u64,
+    pub(crate) tx_frames: u64,
+    pub(crate) tx_bytes: u64,
+    pub(crate) drops: Drops,
+}
+
+impl Counters {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.rx_frames += other.rx_frames;
+        self.rx_bytes += other.rx_bytes;
+        self.tx_frames += other.tx_frames;
+        self.tx_bytes += other.tx_bytes;
+        self.drops.merge(&other.drops);
+    }
+}
+
+/// Who is at the other end.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    /// Machine and interface, or the client's own description.
+    pub(crate) name: String,
+    /// The process.
+    pub(crate) peer: Option<Peer>,
+    /// Time of attachment since 1970.
+    pub(crate) since: Duration,
+}
+
+/// A batch on its way. As long as ports are owed a part of it, its ingress port keeps it and is not read.
+pub(crate) struct Parcel {
+    pub(crate) batch: Batch,
+    /// What each of those ports is still to get.
+    pub(crate) owed: Vec<(PortId, FrameSet)>,
+    /// When it was received.
+    pub(crate) since: Instant,
+}
+
+/// A port of a domain.
+pub(crate) struct Port {
+    pub(crate) link: Link,
+    pub(crate) identity: Identity,
+    /// Told apart from an earlier port of the same number.
+    pub(crate) serial: u64,
+    pub(crate) counters: Counters,
+    pub(crate) egress: Egress,
+    /// What others have not taken yet of the last batch received here.
+    pub(crate) held: Option<Parcel>,
+    /// There may be something to read.
+    pub(crate) readable: bool,
+    /// It stands in the worker's ready queue.
+    pub(crate) queued: bool,
+    /// Reports of room are switched on.
+    pub(crate) armed: bool,
+    /// It is to go once it is drained, and whoever waits for that is told.
+    pub(crate) closing: Option<oneshot::Sender<()>>,
+    /// Dropped with the port, which its control task notices.
+    pub(crate) _alive: oneshot::Sender<Infallible>,
+}
+
+impl Port {
+    /// Counts a received batch.
+    pub(crate) fn count_rx(&mut self, batch: &Batch) {
+        self.counters.rx_frames += batch.len() as u64;
+        self.counters.rx_bytes += (0..batch.len()).map(|i| batch.wire_len(i) as u64).sum::<u64>();
+    }
+
+    /// Drops frames that were to go out here, and leaves none.
+    pub(crate) fn discard(&mut self, frames: FrameSet, reason: DropReason) -> FrameSet {
+        self.counters.drops.add(reason, frames.len() as u64);
+        FrameSet::EMPTY
+    }
+
+    /// Sends frames: the only way out of the fabric.
+    pub(crate) fn tx(&mut self, batch: &Batch, mut frames: FrameSet) -> Tx {
+        while !frames.is_empty() {
+            match self.link.send(batch, frames) {
+                Ok(sent) => {
+                    let rest = frames.skip(sent);
+                    self.counters.tx_frames += sent as u64;
+                    let bytes = frames.without(rest).iter().map(|i| batch.frame(i).len() as u64);
+                    self.counters.tx_bytes += bytes.sum::<u64>();
+                    frames = rest;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Tx::Full(frames),
+                Err(error) if is_final(&error) => return Tx::Closed(frames),
+                Err(error) => {
+                    self.counters.drops.add(frame_fault(&error), 1);
+                    frames = frames.skip(1);
+                }
+            }
+        }
+        Tx::Done
+    }
+}
+
+/// Why one frame could not go out although the port is well.
+fn frame_fault(error: &io::Error) -> DropReason {
+    match error.raw_os_error() {
+        Some(libc::EMSGSIZE) => DropReason::TooBig,
+        _ => DropReason::NoBuffers,
+    }
+}
+
+/// True if the link will never work again.
+fn is_final(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNREFUSED
+                | libc::ECONNRESET
+                | libc::ENOTCONN
+                | libc::EPIPE
+                | libc::EBADFD
+                | libc::EBADF
+                | libc::ENOTSOCK
+                | libc::EPERM
+                | libc::ENOENT
+        )
+    )
+}

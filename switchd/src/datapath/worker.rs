@@ -1,0 +1,315 @@
+//! The loop of a data path thread: events, bursts, commands, deadlines.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use fabric::{Batch, Plan, PortId};
+use netio::poll::Poller;
+
+use super::domain::Domain;
+use super::port::Parcel;
+use super::{Command, DomainId};
+
+/// The token of the wake-up descriptor; a port's has a domain's slot in its upper half, which is never all ones.
+pub(super) const WAKE: u64 = u64::MAX;
+
+/// How often forwarding tables are swept while frames pass. Lookups never see an expired entry: the sweep only frees
+/// what is not looked up any more.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// Bytes of a batch with large frames; it then has fewer of them, but at least [`FEWEST_FRAMES`].
+const BATCH_BYTES: usize = 512 * 1024;
+const FEWEST_FRAMES: usize = 8;
+
+/// A position in the worker's table of domains.
+pub(super) type Slot = u32;
+
+/// What all domains of a worker share.
+pub(super) struct Context {
+    pub(super) poller: Poller,
+    /// Ports with something to read, in the order they are served: one batch each, then the next has its turn.
+    pub(super) ready: VecDeque<(Slot, PortId)>,
+    /// Ports that others wait for.
+    pub(super) full: Vec<(Slot, PortId)>,
+    /// Ports whose link has died, to be removed at the end of the round.
+    pub(super) dead: Vec<(Slot, PortId)>,
+    pub(super) pool: Pool,
+    pub(super) plan: Plan,
+    /// How long an ingress port is held back for a full egress port.
+    pub(super) hold: Duration,
+    pub(super) now: Instant,
+    epoch: Instant,
+}
+
+impl Context {
+    /// The time as the forwarding core takes it.
+    pub(super) fn fabric_now(&self) -> Duration {
+        self.now.duration_since(self.epoch)
+    }
+}
+
+/// The token under which a port's descriptors are watched.
+pub(super) fn token(slot: Slot, port: PortId) -> u64 {
+    u64::from(slot) << 32 | u64::from(port.0)
+}
+
+pub(super) struct Worker {
+    inbox: Receiver<Command>,
+    domains: Vec<Option<Domain>>,
+    slots: HashMap<DomainId, Slot>,
+    swept: Instant,
+    context: Context,
+}
+
+impl Worker {
+    pub(super) fn new(poller: Poller, inbox: Receiver<Command>, hold: Duration) -> Self {
+        let now = Instant::now();
+        let context = Context {
+            poller,
+            ready: VecDeque::new(),
+            full: Vec::new(),
+            dead: Vec::new(),
+            pool: Pool::default(),
+            plan: Plan::new(),
+            hold,
+            now,
+            epoch: now,
+        };
+        Self {
+            inbox,
+            domains: Vec::new(),
+            slots: HashMap::new(),
+            swept: now,
+            context,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        loop {
+            let timeout = self.timeout();
+            if let Err(error) = self.context.poller.wait(timeout) {
+                tracing::error!("cannot wait for frames: {error}");
+                return;
+            }
+            self.context.now = Instant::now();
+            let commands = self.take_events();
+            // One batch for each port that has something; what arrives meanwhile has its turn in the next round.
+            for _ in 0..self.context.ready.len() {
+                let Some((slot, ingress)) = self.context.ready.pop_front() else {
+                    break;
+                };
+                if let Some(domain) = domain(&mut self.domains, slot) {
+                    domain.burst(ingress, &mut self.context);
+                }
+            }
+            self.check_full();
+            self.bury_dead();
+            self.sweep();
+            if commands && !self.take_commands() {
+                return;
+            }
+        }
+    }
+
+    /// How long to wait: not at all with ports to read, until the next deadline with ports that are waited for, else
+    /// for ever.
+    fn timeout(&self) -> Option<Duration> {
+        if !self.context.ready.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let deadlines = self.context.full.iter().filter_map(|&(slot, port)| {
+            self.domains
+                .get(slot as usize)?
+                .as_ref()?
+                .deadline(port, self.context.hold)
+        });
+        deadlines
+            .min()
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Marks what the kernel reports and serves ports that have room again; true if there are commands.
+    fn take_events(&mut self) -> bool {
+        let mut commands = false;
+        let mut index = 0;
+        while let Some(event) = self.context.poller.event(index) {
+            index += 1;
+            if event.token == WAKE {
+                commands = true;
+                continue;
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "the token's two halves")]
+            let (slot, port) = ((event.token >> 32) as Slot, PortId(event.token as u32));
+            let Some(domain) = domain(&mut self.domains, slot) else {
+                continue;
+            };
+            if event.readable || event.broken {
+                domain.readable(port, &mut self.context);
+            }
+            if event.writable {
+                domain.writable(port, &mut self.context);
+            }
+        }
+        commands
+    }
+
+    /// Ends waits that have lasted too long.
+    fn check_full(&mut self) {
+        let mut full = std::mem::take(&mut self.context.full);
+        full.retain(|&(slot, port)| {
+            domain(&mut self.domains, slot).is_some_and(|domain| domain.check(port, &mut self.context))
+        });
+        full.append(&mut self.context.full);
+        self.context.full = full;
+    }
+
+    fn bury_dead(&mut self) {
+        while let Some((slot, port)) = self.context.dead.pop() {
+            if let Some(domain) = domain(&mut self.domains, slot) {
+                domain.remove(port, &mut self.context);
+            }
+        }
+    }
+
+    fn sweep(&mut self) {
+        if self.context.now.duration_since(self.swept) < SWEEP {
+            return;
+        }
+        self.swept = self.context.now;
+        let now = self.context.fabric_now();
+        for domain in self.domains.iter_mut().flatten() {
+            domain.expire(now);
+        }
+    }
+
+    /// Carries out what the control side asks for; false if the worker is to stop.
+    fn take_commands(&mut self) -> bool {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    /// An answer nobody waits for any more is dropped.
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::AddDomain(id, settings) => self.add(id, settings),
+            Command::RemoveDomain(id, done) => {
+                if let Some(slot) = self.slots.remove(&id)
+                    && let Some(mut domain) = self.domains[slot as usize].take()
+                {
+                    domain.clear(&mut self.context);
+                }
+                let _ = done.send(());
+            }
+            Command::Attach(id, port, done) => {
+                if let Some((domain, context)) = self.find(id) {
+                    let _ = done.send(domain.attach(*port, context));
+                }
+            }
+            Command::Detach(id, port, done) => match self.find(id) {
+                Some((domain, context)) => domain.detach(port, done, context),
+                None => drop(done.send(())),
+            },
+            Command::Snapshot(id, answer) => {
+                if let Some((domain, context)) = self.find(id) {
+                    let _ = answer.send(domain.snapshot(context.fabric_now()));
+                }
+            }
+            Command::Fdb(id, answer) => {
+                if let Some((domain, context)) = self.find(id) {
+                    let _ = answer.send(domain.stations(context.fabric_now()));
+                }
+            }
+            Command::FdbAdd(id, mac, port, answer) => {
+                if let Some((domain, _)) = self.find(id) {
+                    let _ = answer.send(domain.fdb_mut().add_static(mac, port));
+                }
+            }
+            Command::FdbRemove(id, mac, answer) => {
+                if let Some((domain, _)) = self.find(id) {
+                    let _ = answer.send(domain.fdb_mut().remove(mac));
+                }
+            }
+            Command::AddCapture(id, feed) => {
+                if let Some((domain, _)) = self.find(id) {
+                    domain.add_feed(feed);
+                }
+            }
+            Command::RemoveCapture(id, feed) => {
+                if let Some((domain, _)) = self.find(id) {
+                    domain.remove_feed(feed);
+                }
+            }
+            Command::Stop => unreachable!("taken by the caller"),
+        }
+    }
+
+    fn add(&mut self, id: DomainId, settings: fabric::Settings) {
+        let place = self
+            .domains
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.domains.len());
+        if place == self.domains.len() {
+            self.domains.push(None);
+        }
+        let slot = Slot::try_from(place).expect("fewer than 2^32 domains");
+        self.domains[place] = Some(Domain::new(slot, settings));
+        self.slots.insert(id, slot);
+    }
+
+    fn find(&mut self, id: DomainId) -> Option<(&mut Domain, &mut Context)> {
+        let domain = domain(&mut self.domains, *self.slots.get(&id)?)?;
+        Some((domain, &mut self.context))
+    }
+}
+
+fn domain(domains: &mut [Option<Domain>], slot: Slot) -> Option<&mut Domain> {
+    domains.get_mut(slot as usize)?.as_mut()
+}
+
+/// Parcels that are not in use, by the length of their buffers.
+#[derive(Default)]
+pub(super) struct Pool {
+    parcels: Vec<Parcel>,
+}
+
+impl Pool {
+    /// Spare parcels kept; more of them come into being only while as many ports are held back.
+    const KEPT: usize = 16;
+
+    /// An empty parcel for frames of up to so many bytes.
+    pub(super) fn take(&mut self, frame_bytes: usize, now: Instant) -> Parcel {
+        match self
+            .parcels
+            .iter()
+            .rposition(|parcel| parcel.batch.frame_bytes() == frame_bytes)
+        {
+            Some(index) => Parcel {
+                since: now,
+                ..self.parcels.swap_remove(index)
+            },
+            None => {
+                let frames = (BATCH_BYTES / frame_bytes).clamp(FEWEST_FRAMES, fabric::BATCH_FRAMES);
+                Parcel {
+                    batch: Batch::new(frame_bytes, frames),
+                    owed: Vec::new(),
+                    since: now,
+                }
+            }
+        }
+    }
+
+    /// Takes a parcel back that nobody is owed any more.
+    pub(super) fn put(&mut self, mut parcel: Parcel) {
+        if self.parcels.len() < Self::KEPT {
+            parcel.owed.clear();
+            self.parcels.push(parcel);
+        }
+    }
+}
