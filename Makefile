@@ -1,0 +1,28 @@
+# The two commands of a fresh machine: `make demo` shows it, `make test` checks it. Both install what they need.
+
+CARGO ?= cargo
+
+.PHONY: all setup release demo check test clean
+
+all: release
+
+# Debian packages, by apt (with sudo when not root); nothing if they are there.
+setup:
+	@scripts/setup.sh
+
+release: setup
+	$(CARGO) build --workspace --release
+
+demo: release
+	scripts/demo.sh target/release
+
+# Formatting and lints; warnings are errors.
+check: setup
+	$(CARGO) xtask check
+
+# Every test, those with real UML kernels included.
+test: setup
+	$(CARGO) xtask test
+
+clean:
+	$(CARGO) clean
