@@ -4,7 +4,6 @@
 
 /// The command line of switchd: the one definition that the program itself parses with.
 #[path = "../../switchd/src/cli.rs"]
-#[expect(dead_code, reason = "only the definition is used here, not the values")]
 mod switchd;
 
 use std::path::{Path, PathBuf};
@@ -55,7 +54,10 @@ fn test() -> anyhow::Result<()> {
 fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let line = arguments.join(" ");
-    let status = Command::new(cargo).args(arguments).status().with_context(|| format!("cannot run cargo {line}"))?;
+    let status = Command::new(cargo)
+        .args(arguments)
+        .status()
+        .with_context(|| format!("cannot run cargo {line}"))?;
     if !status.success() {
         bail!("cargo {line} failed");
     }
@@ -66,21 +68,21 @@ fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
 fn dist(directory: &Path) -> anyhow::Result<()> {
     for command in [switchd::Cli::command()] {
         let name = command.get_name().to_owned();
-        let man = make(&directory.join("share/man/man1"))?;
+        let man = make(directory.join("share/man/man1"))?;
         clap_mangen::generate_to(command.clone(), man)?;
         for (shell, place) in [
             (Shell::Bash, "share/bash-completion/completions"),
             (Shell::Zsh, "share/zsh/site-functions"),
             (Shell::Fish, "share/fish/vendor_completions.d"),
         ] {
-            clap_complete::generate_to(shell, &mut command.clone(), &name, make(&directory.join(place))?)?;
+            clap_complete::generate_to(shell, &mut command.clone(), &name, make(directory.join(place))?)?;
         }
     }
     println!("{}", directory.display());
     Ok(())
 }
 
-fn make(directory: &Path) -> anyhow::Result<&Path> {
-    std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+fn make(directory: PathBuf) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     Ok(directory)
 }
