@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fabric::PortId;
 use proto::ctl::Peer;
@@ -19,16 +19,25 @@ use super::registry::Registry;
 use crate::datapath::port::{Identity, Link};
 use crate::datapath::{NewPort, uml};
 
-/// Connections of a domain that have not sent their request yet. One more ends the oldest of them, so a flood of them
-/// does not keep out a client that speaks up.
-const PENDING: usize = 64;
+/// Connections of a domain that may be without a request at a time.
+const PENDING: usize = 256;
+
+/// Before one more of them is accepted, the oldest has had so long to speak up: more than a client needs that sends
+/// its request at once, little enough that thousands of silent connections do not keep a client out.
+const GRACE: Duration = Duration::from_millis(50);
 
 /// After the system ran out of descriptors, nobody is accepted for so long.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// A connection whose request is awaited.
+struct Pending {
+    since: Instant,
+    hearing: AbortHandle,
+}
+
 /// Accepts clients of a domain for as long as the domain exists.
 pub(crate) async fn accept(registry: Arc<Registry>, domain: Arc<Domain>, listener: UnixListener) {
-    let mut pending: VecDeque<AbortHandle> = VecDeque::new();
+    let mut pending: VecDeque<Pending> = VecDeque::new();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -38,22 +47,61 @@ pub(crate) async fn accept(registry: Arc<Registry>, domain: Arc<Domain>, listene
                 continue;
             }
         };
-        pending.retain(|handshake| !handshake.is_finished());
-        if pending.len() == PENDING
-            && let Some(oldest) = pending.pop_front()
-        {
-            oldest.abort();
-            registry.refuse(&domain, &Refusal::Crowded);
+        pending.retain(|client| !client.hearing.is_finished());
+        if pending.len() >= PENDING {
+            make_room(&registry, &domain, &mut pending).await;
         }
-        let handshake = shake_hands(Arc::clone(&registry), Arc::clone(&domain), stream);
-        pending.push_back(tokio::spawn(handshake).abort_handle());
+        let hearing = hear(Arc::clone(&registry), Arc::clone(&domain), stream);
+        pending.push_back(Pending {
+            since: Instant::now(),
+            hearing: tokio::spawn(hearing).abort_handle(),
+        });
     }
 }
 
-/// Hears a client and, if it is to become a port, leaves that to a task of its own.
-async fn shake_hands(registry: Arc<Registry>, domain: Arc<Domain>, mut stream: UnixStream) {
-    match become_port(&registry, &domain, &mut stream).await {
-        Ok(port) => drop(tokio::spawn(port.live(registry, domain, stream))),
+/// Ends the oldest connections that have been silent for as long as a client may be when there is a crowd.
+async fn make_room(registry: &Registry, domain: &Domain, pending: &mut VecDeque<Pending>) {
+    while pending.len() >= PENDING {
+        if let Some(oldest) = pending.front() {
+            tokio::time::sleep_until((oldest.since + GRACE).into()).await;
+        }
+        let now = Instant::now();
+        pending.retain(|client| !client.hearing.is_finished());
+        while pending.front().is_some_and(|oldest| oldest.since + GRACE <= now) {
+            if let Some(oldest) = pending.pop_front() {
+                oldest.hearing.abort();
+                registry.refuse(domain, &Refusal::Crowded);
+            }
+        }
+    }
+}
+
+/// Hears a client. What follows its request is left to a task of its own, which nobody ends half-way.
+async fn hear(registry: Arc<Registry>, domain: Arc<Domain>, mut stream: UnixStream) {
+    match request(&registry, &mut stream).await {
+        Ok((peer, request)) => drop(tokio::spawn(serve(registry, domain, stream, peer, request))),
+        Err(refusal) => registry.refuse(&domain, &refusal),
+    }
+}
+
+async fn request(registry: &Registry, stream: &mut UnixStream) -> Result<(Peer, Request), Refusal> {
+    let peer = peer::credentials(stream)?;
+    if !registry.admits(peer.uid) {
+        return Err(Refusal::Foreign(peer.uid));
+    }
+    Ok((peer, read_request(stream).await?))
+}
+
+/// Makes a client a port and stays with it to its end.
+async fn serve(
+    registry: Arc<Registry>,
+    domain: Arc<Domain>,
+    mut stream: UnixStream,
+    peer: Peer,
+    request: Request,
+) {
+    match become_port(&registry, &domain, &mut stream, peer, request).await {
+        Ok(port) => port.live(registry, domain, stream).await,
         Err(refusal) => registry.refuse(&domain, &refusal),
     }
 }
@@ -70,12 +118,9 @@ async fn become_port(
     registry: &Registry,
     domain: &Arc<Domain>,
     stream: &mut UnixStream,
+    peer: Peer,
+    request: Request,
 ) -> Result<LivePort, Refusal> {
-    let peer = peer::credentials(stream)?;
-    if !registry.admits(peer.uid) {
-        return Err(Refusal::Foreign(peer.uid));
-    }
-    let request = read_request(stream).await?;
     let Kind::Port { number } = request.kind else {
         return Err(Refusal::Unsupported(
             "dump ports are not supported; use 'switchd capture'",
