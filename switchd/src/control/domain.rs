@@ -108,6 +108,11 @@ impl Domain {
         !state.removed
     }
 
+    /// True once it has been taken away.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.state().removed
+    }
+
     pub(crate) fn let_go(&self) {
         let mut state = self.state();
         state.holders = state.holders.saturating_sub(1);

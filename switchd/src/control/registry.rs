@@ -221,7 +221,10 @@ impl Registry {
         let _ = self
             .ask(domain, |done| Command::Detach(domain.id, id, done))
             .await;
-        if let Some(directory) = &domain.sockets.data {
+        // The files of a removed domain have gone with it; what is there now belongs to its successor.
+        if let Some(directory) = &domain.sockets.data
+            && !domain.is_removed()
+        {
             let _ = std::fs::remove_file(directory.join(id.to_string()));
         }
         domain.release(id);

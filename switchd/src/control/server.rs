@@ -117,7 +117,7 @@ impl Client {
                         return Ok(None);
                     }
                 }
-                reply = ended(&mut self.capture) => self.send(&reply).await?,
+                reply = ended(&self.registry, &mut self.capture) => self.send(&reply).await?,
             }
         }
     }
@@ -139,8 +139,9 @@ impl Client {
             Request::DomainHold(spec) => {
                 let name = spec.domain.clone();
                 let domain = match self.holds.get(&name) {
-                    Some(domain) => Arc::clone(domain),
-                    None => registry.hold(spec)?,
+                    Some(domain) if !domain.is_removed() => Arc::clone(domain),
+                    // Never held, or removed by somebody else since.
+                    _ => registry.hold(spec)?,
                 };
                 self.holds.insert(name, Arc::clone(&domain));
                 row(&registry, &domain).await
@@ -270,17 +271,19 @@ impl Client {
             Some(capture) => self.registry.remove_capture(&capture.domain, capture.feed),
             None => return Reply::Error(invalid("this connection has no capture".to_owned())),
         }
-        ended(&mut self.capture).await
+        ended(&self.registry, &mut self.capture).await
     }
 }
 
 /// Waits for the end of the capture, asked for or not (its file is full, its reader or its domain is gone), and says
 /// how it went. Without a capture, waits for ever.
-async fn ended(capture: &mut Option<Capture>) -> Reply {
-    let Some(Capture { result, .. }) = capture.as_mut() else {
+async fn ended(registry: &Registry, capture: &mut Option<Capture>) -> Reply {
+    let Some(Capture { domain, feed, result }) = capture.as_mut() else {
         return std::future::pending().await;
     };
     let result = result.await;
+    // A recorder that has failed leaves its feed behind.
+    registry.remove_capture(domain, *feed);
     *capture = None;
     match result {
         Ok(Ok(captured)) => Reply::Captured(captured),
