@@ -100,8 +100,15 @@ pub(crate) fn data_socket(place: &DataPath, client: Address) -> Result<(UnixData
         DataPath::File(path) => bind_file(path)?,
         DataPath::Abstract => bind_abstract()?,
     };
-    connect(&socket, client)?;
-    Ok((socket, address))
+    match connect(&socket, client) {
+        Ok(()) => Ok((socket, address)),
+        Err(refusal) => {
+            if let DataPath::File(path) = place {
+                let _ = std::fs::remove_file(path);
+            }
+            Err(refusal)
+        }
+    }
 }
 
 /// A data socket without a name, for a client that finds its frames elsewhere.
