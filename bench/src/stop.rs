@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 
 /// A flag that ends a run early. Clones are the same flag.
 #[derive(Clone, Default, Debug)]
@@ -13,24 +14,16 @@ pub struct Stop(Arc<AtomicBool>);
 impl Stop {
     /// A flag that SIGINT, SIGTERM and SIGHUP set from now on.
     ///
-    /// To be called before any other thread is started: they inherit that these signals are blocked. Processes
-    /// started later do not, the standard library gives them an empty mask.
+    /// Handlers and not a blocked mask: a mask would be inherited by the switches the bench starts, and they would not
+    /// hear SIGTERM.
     ///
     /// # Errors
     /// When the system refuses.
     pub fn on_signals() -> io::Result<Self> {
         let stop = Self::default();
-        let mut signals = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            signals.add(signal);
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            flag::register(signal, Arc::clone(&stop.0))?;
         }
-        signals.thread_block()?;
-        let flag = stop.clone();
-        std::thread::spawn(move || {
-            if signals.wait().is_ok() {
-                flag.set();
-            }
-        });
         Ok(stop)
     }
 

@@ -139,7 +139,7 @@ fn main() -> ExitCode {
 }
 
 fn load(args: Args) -> anyhow::Result<Report> {
-    let stop = Stop::on_signals().context("cannot block signals")?;
+    let stop = Stop::on_signals().context("cannot handle signals")?;
     let json = args.json;
     let report = run(args.into(), &stop)?;
     let text = if json {

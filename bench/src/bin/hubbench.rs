@@ -1,0 +1,159 @@
+//! Compares switchd with the switches Debian ships.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bench::cell::{Cell, measure};
+use bench::contestant::Kind;
+use bench::machine::{Machine, enter_namespace, queue_length};
+use bench::many::many_domains;
+use bench::stop::Stop;
+use bench::table::{Results, Section, replace_in};
+use clap::Parser;
+
+const EXAMPLES: &str = "\
+Examples:
+  hubbench                                 everything, about eight minutes
+  hubbench --only hub/2/unicast/1514       one cell
+  hubbench --only /flood/ --rounds 5 --queue-length 0
+  hubbench --only none --many-domains 1000
+  hubbench --readme bench/README.md        put the tables there
+
+A cell is named MODE/PORTS/TRAFFIC/BYTES, for example switch/8/flood/60.";
+
+/// Measure switchd against Debian's uml_switch and vde_switch, in one run and in turns
+#[derive(Parser)]
+#[command(name = "hubbench", version, after_help = EXAMPLES)]
+struct Args {
+    /// Seconds of load for each switch, cell and round
+    #[arg(long, default_value_t = 1.0)]
+    seconds: f64,
+    /// Rounds; the table has their medians
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Only cells whose name contains this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Measure again with this net.unix.max_dgram_qlen in a network namespace of its own, if root; 0 for not
+    #[arg(long, default_value_t = 1024)]
+    queue_length: u32,
+    /// Make so many domains in one switchd, too
+    #[arg(long, value_name = "N")]
+    many_domains: Option<u32>,
+    /// The switchd to measure; without this the one beside hubbench
+    #[arg(long, value_name = "PATH")]
+    switchd: Option<PathBuf>,
+    /// Leave switchd out: only the switches it is compared with
+    #[arg(long, conflicts_with_all = ["switchd", "many_domains"])]
+    without_switchd: bool,
+    /// Replace the results in this file, between the lines <!-- hubbench:start --> and <!-- hubbench:end -->
+    #[arg(long, value_name = "FILE")]
+    readme: Option<PathBuf>,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    match bench(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hubbench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(args: &Args) -> anyhow::Result<()> {
+    let stop = Stop::on_signals().context("cannot handle signals")?;
+    let switchd = switchd(args)?;
+    let mut kinds = vec![Kind::UmlSwitch, Kind::VdeSwitch];
+    kinds.extend(switchd.clone().map(Kind::Switchd));
+    let machine = Machine::probe();
+
+    let mut sections = vec![section(args, &kinds, &stop)?];
+    let many = match (args.many_domains, &switchd) {
+        (Some(domains), Some(program)) => {
+            eprintln!("{domains} domains");
+            Some(many_domains(program, domains, &stop)?)
+        }
+        _ => None,
+    };
+    if args.queue_length > 0 {
+        match enter_namespace(args.queue_length) {
+            Ok(()) => sections.push(section(args, &kinds, &stop)?),
+            Err(error) => eprintln!(
+                "hubbench: not measured with net.unix.max_dgram_qlen {}: {error}",
+                args.queue_length
+            ),
+        }
+    }
+    sections.retain(|section| !section.rows.is_empty());
+    let results = Results {
+        machine,
+        rounds: args.rounds,
+        seconds: args.seconds,
+        sections,
+        many_domains: many,
+    };
+    let text = if args.json {
+        serde_json::to_string(&results)? + "\n"
+    } else {
+        results.markdown()
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            return Err(error).context("cannot print the results");
+        }
+        _ => {}
+    }
+    match &args.readme {
+        Some(path) => replace_in(path, &results.markdown())
+            .with_context(|| format!("cannot put the results into {}", path.display())),
+        None => Ok(()),
+    }
+}
+
+fn section(args: &Args, kinds: &[Kind], stop: &Stop) -> anyhow::Result<Section> {
+    let max_dgram_qlen = queue_length().context("cannot read net.unix.max_dgram_qlen")?;
+    let time = Duration::try_from_secs_f64(args.seconds).context("cannot measure for --seconds")?;
+    let cells = Cell::all();
+    let chosen = cells.into_iter().filter(|c| c.to_string().contains(&args.only));
+    let mut rows = Vec::new();
+    for cell in chosen {
+        eprint!("qlen {max_dgram_qlen} {cell}:");
+        let row = measure(cell, kinds, args.rounds, time, stop)?;
+        for score in &row.scores {
+            eprint!(
+                "  {} {:.0}/s ({:.2})",
+                score.switch, score.delivered_per_s, score.ratio
+            );
+        }
+        eprintln!();
+        rows.push(row);
+    }
+    Ok(Section { max_dgram_qlen, rows })
+}
+
+/// The switchd to measure, if it is not to be left out.
+fn switchd(args: &Args) -> anyhow::Result<Option<PathBuf>> {
+    if args.without_switchd {
+        return Ok(None);
+    }
+    let path = match &args.switchd {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()
+            .context("cannot find hubbench itself")?
+            .with_file_name("switchd"),
+    };
+    if !path.is_file() {
+        bail!(
+            "cannot find switchd at {}\nhint: cargo build --release -p switchd, or --switchd PATH",
+            path.display()
+        );
+    }
+    Ok(Some(path))
+}

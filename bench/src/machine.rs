@@ -1,0 +1,77 @@
+//! Where a result comes from: hardware, kernel, settings and source.
+
+use std::fs;
+use std::io;
+use std::process::Command;
+
+use nix::sched::{CloneFlags, unshare};
+use serde::Serialize;
+
+const QUEUE_LENGTH: &str = "/proc/sys/net/unix/max_dgram_qlen";
+
+/// What a result depends on besides the switches.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    /// Model of the processor.
+    pub cpu: String,
+    /// Cores that may be used.
+    pub cores: usize,
+    /// Memory, in MiB.
+    pub memory_mib: u64,
+    /// Release of the kernel.
+    pub kernel: String,
+    /// Commit of the source, `-dirty` if it was changed since; empty outside a clone.
+    pub commit: String,
+    /// When, in UTC.
+    pub date: String,
+}
+
+impl Machine {
+    /// Asks this machine.
+    pub fn probe() -> Self {
+        let first = |path: &str, key: &str| {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            let line = text.lines().find_map(|line| line.strip_prefix(key));
+            line.unwrap_or_default()
+                .trim_start_matches([':', ' ', '\t'])
+                .to_owned()
+        };
+        let memory = first("/proc/meminfo", "MemTotal");
+        let kib: u64 = memory.trim_end_matches(" kB").parse().unwrap_or(0);
+        Self {
+            cpu: first("/proc/cpuinfo", "model name"),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_mib: kib / 1024,
+            kernel: first("/proc/sys/kernel/osrelease", ""),
+            commit: said("git", &["describe", "--always", "--dirty", "--abbrev=10"]),
+            date: said("date", &["-u", "+%Y-%m-%d"]),
+        }
+    }
+}
+
+/// Frames a sender may queue to an unconnected socket in this network namespace, less one.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn queue_length() -> io::Result<u32> {
+    let text = fs::read_to_string(QUEUE_LENGTH)?;
+    text.trim().parse().map_err(io::Error::other)
+}
+
+/// Leaves for a network namespace of its own and sets the queue length there; the one left behind is not changed.
+/// Threads and processes started later live in it, too.
+///
+/// # Errors
+/// When the caller is not root. Nothing has been changed then.
+pub fn enter_namespace(queue_length: u32) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    fs::write(QUEUE_LENGTH, queue_length.to_string())
+}
+
+fn said(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output();
+    let text = output.ok().filter(|o| o.status.success()).map(|o| o.stdout);
+    String::from_utf8_lossy(&text.unwrap_or_default())
+        .trim()
+        .to_owned()
+}

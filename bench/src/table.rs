@@ -1,0 +1,200 @@
+//! Results as Markdown, and their place in a README.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::cell::{Row, Score};
+use crate::load::{Delivery, Traffic};
+use crate::machine::Machine;
+use crate::many::Many;
+
+const START: &str = "<!-- hubbench:start -->";
+const END: &str = "<!-- hubbench:end -->";
+
+/// Everything one run of the bench has found out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Results {
+    /// Where.
+    pub machine: Machine,
+    /// Rounds of each cell.
+    pub rounds: u32,
+    /// Seconds of each round.
+    pub seconds: f64,
+    /// A table for each queue length.
+    pub sections: Vec<Section>,
+    /// Many domains in one process, if that was asked for.
+    pub many_domains: Option<Many>,
+}
+
+/// All cells measured with one queue length.
+#[derive(Clone, Debug, Serialize)]
+pub struct Section {
+    /// `net.unix.max_dgram_qlen` while they were measured.
+    pub max_dgram_qlen: u32,
+    /// The cells.
+    pub rows: Vec<Row>,
+}
+
+impl Results {
+    /// The whole as Markdown.
+    pub fn markdown(&self) -> String {
+        let Machine {
+            cpu,
+            cores,
+            memory_mib,
+            kernel,
+            commit,
+            date,
+        } = &self.machine;
+        let mut text = format!(
+            "Measured on {date}: {cpu}, {cores} cores, {memory_mib} MiB, Linux {kernel}, commit {commit}.\n\
+             Medians of {} rounds of {} s each.\n",
+            self.rounds, self.seconds,
+        );
+        for section in &self.sections {
+            text += "\n";
+            text += &section.markdown();
+        }
+        if let Some(many) = &self.many_domains {
+            text += "\n";
+            text += &many_markdown(many);
+        }
+        text
+    }
+}
+
+impl Section {
+    /// A heading and the table.
+    pub fn markdown(&self) -> String {
+        let mut text = format!("#### `net.unix.max_dgram_qlen` = {}\n\n", self.max_dgram_qlen);
+        let Some(first) = self.rows.first() else {
+            return text + "No cell was measured.\n";
+        };
+        let mut heading = String::from("| mode | ports | traffic | bytes |");
+        let mut rule = String::from("| --- | ---: | --- | ---: |");
+        for (i, score) in first.scores.iter().enumerate() {
+            _ = write!(heading, " {} frames/s | lost % | µs |", score.switch);
+            rule += " ---: | ---: | ---: |";
+            if i > 0 {
+                heading += " ratio |";
+                rule += " ---: |";
+            }
+        }
+        _ = writeln!(text, "{heading}\n{rule}");
+        for row in &self.rows {
+            _ = writeln!(text, "{}", row_markdown(row));
+        }
+        _ = write!(text, "\n{}", wrong_markdown(&self.rows));
+        text
+    }
+}
+
+/// Puts `text` between the markers of a file, in place of what is there.
+///
+/// # Errors
+/// When the file cannot be read or written, or has no markers.
+pub fn replace_in(path: &Path, text: &str) -> io::Result<()> {
+    let old = std::fs::read_to_string(path)?;
+    let new = replaced(&old, text)
+        .ok_or_else(|| io::Error::other(format!("no line '{START}' and '{END}' after it")))?;
+    std::fs::write(path, new)
+}
+
+fn replaced(old: &str, text: &str) -> Option<String> {
+    let (before, rest) = old.split_once(START)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{START}\n{text}{END}{after}"))
+}
+
+fn row_markdown(row: &Row) -> String {
+    let mode = match row.cell.mode {
+        Delivery::Hub => "hub",
+        Delivery::Switch => "switch",
+    };
+    let traffic = match row.cell.traffic {
+        Traffic::Unicast => "unicast",
+        Traffic::Flood => "flood",
+    };
+    let mut line = format!("| {mode} | {} | {traffic} | {} |", row.cell.ports, row.cell.size);
+    for (i, score) in row.scores.iter().enumerate() {
+        line += &score_markdown(score);
+        if i > 0 {
+            _ = write!(line, " {:.2} |", score.ratio);
+        }
+    }
+    line
+}
+
+fn score_markdown(score: &Score) -> String {
+    let cpu = score
+        .cpu_us_per_frame
+        .map_or_else(|| "-".to_owned(), |us| format!("{us:.2}"));
+    // No loss at all must not look like very little of it.
+    let lost = match score.loss_percent {
+        0.0 => "0".to_owned(),
+        percent => format!("{percent:.3}"),
+    };
+    format!(" {:.0} | {lost} | {cpu} |", score.delivered_per_s)
+}
+
+fn wrong_markdown(rows: &[Row]) -> String {
+    let all = || {
+        rows.iter()
+            .flat_map(|row| row.scores.iter().map(move |score| (row.cell, score)))
+    };
+    if all().all(|(_, score)| score.wrong == 0) {
+        return "No frame was reordered, duplicate, damaged or delivered to a wrong port by any switch.\n"
+            .into();
+    }
+    all()
+        .filter(|(_, score)| score.wrong > 0)
+        .map(|(cell, score)| {
+            format!(
+                "- {cell}: {} delivered {} frames out of order, twice, damaged or to a wrong port\n",
+                score.switch, score.wrong
+            )
+        })
+        .collect()
+}
+
+fn many_markdown(many: &Many) -> String {
+    let per = |s: f64, n: u32| s * 1e6 / f64::from(n.max(1));
+    format!(
+        "#### {} domains with 2 ports each in one switchd\n\n\
+         | | |\n| --- | ---: |\n\
+         | resident memory, no domain | {} KiB |\n\
+         | with the domains | {} KiB |\n\
+         | with the ports | {} KiB |\n\
+         | after a frame each way through every domain | {} KiB |\n\
+         | to make a domain | {:.0} µs |\n\
+         | to attach a port | {:.0} µs |\n\
+         | domains in which both frames arrived undamaged | {} |\n",
+        many.domains,
+        many.empty_kib,
+        many.domains_kib,
+        many.ports_kib,
+        many.used_kib,
+        per(many.create_s, many.domains),
+        per(many.attach_s, many.domains * 2),
+        many.working,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_between_the_markers_changes() {
+        let old = format!("a\n{START}\nold\n{END}\nb\n");
+        assert_eq!(
+            replaced(&old, "new\n").unwrap(),
+            format!("a\n{START}\nnew\n{END}\nb\n")
+        );
+        assert_eq!(replaced("a", "new"), None);
+        assert_eq!(replaced(&format!("{END}{START}"), "new"), None);
+    }
+}
