@@ -4,6 +4,7 @@
 
 pub mod mmsg;
 pub mod poll;
+pub mod process;
 pub mod signal;
 pub mod tap;
 pub mod unix;
