@@ -6,16 +6,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
+use proto::ctl::DomainSpec;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::config::Config;
-use crate::control::registry::{Admission, Registry};
+use crate::control::registry::{Admission, Registry, cannot_listen};
 use crate::control::server;
 use crate::datapath::Handle;
 
@@ -32,6 +33,8 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let directory = prepare(&config.directory)?;
     let _lock = lock(&directory)?;
+    // Sockets need no right to execute; the one kind of directory made from here on gets it on its own.
+    umask(Mode::from_bits_truncate(0o177));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -42,19 +45,14 @@ async fn host(config: Config, directory: &Path) -> anyhow::Result<()> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
     let registry = registry(directory, config.hold, config.workers)?;
-    for spec in config.domains {
-        registry.add(spec, false)?;
-    }
     let socket = directory.join(SOCKET);
-    let listener =
-        netio::unix::listen(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
-    listener.set_nonblocking(true)?;
+    let opened = open(&registry, config.domains, &socket);
+    let Ok(listener) = opened else {
+        registry.clear().await;
+        return opened.map(drop);
+    };
     let shutdown = Arc::new(Notify::new());
-    let server = server::serve(
-        Arc::clone(&registry),
-        UnixListener::from_std(listener)?,
-        Arc::clone(&shutdown),
-    );
+    let server = server::serve(Arc::clone(&registry), listener, Arc::clone(&shutdown));
     tracing::info!("ready at {}", socket.display());
     tokio::select! {
         () = server => {}
@@ -67,6 +65,16 @@ async fn host(config: Config, directory: &Path) -> anyhow::Result<()> {
     let _ = fs::remove_file(&socket);
     registry.clear().await;
     Ok(())
+}
+
+/// Makes the domains and opens the control socket.
+fn open(registry: &Arc<Registry>, domains: Vec<DomainSpec>, socket: &Path) -> anyhow::Result<UnixListener> {
+    for spec in domains {
+        registry.add(spec, false)?;
+    }
+    let listener = netio::unix::listen(socket).map_err(|error| anyhow!(cannot_listen(socket, &error)))?;
+    listener.set_nonblocking(true)?;
+    Ok(UnixListener::from_std(listener)?)
 }
 
 /// Starts the workers.

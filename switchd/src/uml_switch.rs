@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use netio::tap::{IfName, Tap, TapFlags};
 use proto::ctl::{DomainSpec, Mode};
 use tokio::signal::unix::SignalKind;
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::config::DEFAULT_HOLD;
 use crate::control::domain::Sockets;
-use crate::control::registry::{Admission, Registry};
+use crate::control::registry::{Admission, Registry, cannot_listen};
 use crate::daemon::{raise_descriptor_limit, start_workers};
 use crate::datapath::NewPort;
 use crate::datapath::port::{Identity, Link};
@@ -108,19 +108,20 @@ fn run(mut options: Options) -> anyhow::Result<()> {
     options.control = std::path::absolute(&options.control)?;
     options.data = std::path::absolute(&options.data)?;
     let tap = options.tap.as_deref().map(open_tap).transpose()?;
-    // Whoever starts it in the background learns here if another one has the socket.
-    let probe = netio::unix::listen(&options.control)
-        .with_context(|| format!("cannot listen at {}", options.control.display()))?;
+    // Before -daemon: whoever starts it in the background learns here if another one has the socket, and whoever
+    // waits for it to go there may connect at once.
+    let listener = netio::unix::listen(&options.control)
+        .map_err(|error| anyhow!(cannot_listen(&options.control, &error)))?;
     if options.daemon {
         nix::unistd::daemon(false, true).context("cannot go into the background")?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(host(&options, probe, tap))
+    runtime.block_on(host(&options, listener, tap))
 }
 
-async fn host(options: &Options, probe: StdListener, tap: Option<OwnedFd>) -> anyhow::Result<()> {
+async fn host(options: &Options, listener: StdListener, tap: Option<OwnedFd>) -> anyhow::Result<()> {
     let mut interrupted = tokio::signal::unix::signal(SignalKind::interrupt())?;
     let workers = start_workers(1, DEFAULT_HOLD)?;
     let directory = options.control.parent().unwrap_or(Path::new("/")).to_owned();
@@ -141,9 +142,7 @@ async fn host(options: &Options, probe: StdListener, tap: Option<OwnedFd>) -> an
         data: None,
         shared: options.compat.then(|| options.data.clone()),
     };
-    // The probe's file is stale from here on, and replaced.
-    drop(probe);
-    let domain = registry.add_at(spec, false, sockets)?;
+    let domain = registry.add_at(spec, false, sockets, Some(listener))?;
     if options.compat {
         domain
             .shared_socket()

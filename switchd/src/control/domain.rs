@@ -221,7 +221,8 @@ pub(crate) fn settings(spec: &DomainSpec) -> fabric::Settings {
     }
 }
 
-fn remove_if_there(path: &Path) {
+/// Removes a file; it is no error if there is none.
+pub(crate) fn remove_if_there(path: &Path) {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!("cannot remove {}: {error}", path.display());

@@ -1,8 +1,11 @@
 //! All domains, and the way from the control side to their workers.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -14,7 +17,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{Notify, oneshot};
 
 use super::accept::accept;
-use super::domain::{Domain, Sockets, clear_directory, settings};
+use super::domain::{Domain, Sockets, clear_directory, remove_if_there, settings};
 use super::handshake::Refusal;
 use crate::datapath::capture::{Feed, FeedId};
 use crate::datapath::{Command, DomainId, Handle, NewPort, Snapshot};
@@ -102,15 +105,16 @@ impl Registry {
     /// Makes a domain at its usual place.
     pub(crate) fn add(self: &Arc<Self>, spec: DomainSpec, transient: bool) -> Result<Arc<Domain>, Error> {
         let sockets = self.sockets(&spec.domain);
-        self.add_at(spec, transient, sockets)
+        self.add_at(spec, transient, sockets, None)
     }
 
-    /// Makes a domain that is reached at the given sockets.
+    /// Makes a domain that is reached at the given sockets. `bound` is its control socket if that listens already.
     pub(crate) fn add_at(
         self: &Arc<Self>,
         spec: DomainSpec,
         transient: bool,
         sockets: Sockets,
+        bound: Option<StdListener>,
     ) -> Result<Arc<Domain>, Error> {
         let settings = settings(&spec);
         settings
@@ -121,12 +125,17 @@ impl Registry {
         if state.domains.contains_key(&spec.domain) {
             return Err(exists(format!("domain {} is there already", spec.domain)));
         }
-        let listener = listen(&sockets.control)
-            .map_err(|error| failed(format!("cannot listen at {}: {error}", sockets.control.display())))?;
+        let listener = bound
+            .map_or_else(|| netio::unix::listen(&sockets.control), Ok)
+            .and_then(watch)
+            .map_err(|error| failed(cannot_listen(&sockets.control, &error)))?;
         if let Some(data) = &sockets.data {
-            clear_directory(data)
-                .and_then(|()| std::fs::create_dir(data))
+            make_directory(data)
                 .map_err(|error| failed(format!("cannot make {}: {error}", data.display())))?;
+            // A daemon that was killed may have left its own; it is made again when a client needs it.
+            if let Some(shared) = &sockets.shared {
+                remove_if_there(shared);
+            }
         }
         let id = DomainId(state.next);
         state.next += 1;
@@ -321,11 +330,39 @@ impl Registry {
     }
 }
 
-/// Listens for clients, with a queue as long as the system allows: 1,000 guests may come at once.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let listener = netio::unix::listen(path)?;
+/// Has a listener watched by the runtime.
+fn watch(listener: StdListener) -> io::Result<UnixListener> {
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
+}
+
+/// Makes the directory of the data sockets anew. The process makes files without the right to execute, which a
+/// directory needs.
+fn make_directory(path: &Path) -> io::Result<()> {
+    clear_directory(path)?;
+    std::fs::create_dir(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o700))
+}
+
+/// What stands in the way of listening at a path, and what can be done about it.
+pub(crate) fn cannot_listen(path: &Path, error: &io::Error) -> String {
+    let shown = path.display();
+    match error.kind() {
+        io::ErrorKind::AddrInUse if is_socket(path) => format!(
+            "cannot listen at {shown}: another program listens there\nhint: end it, or choose another place"
+        ),
+        io::ErrorKind::AddrInUse => format!(
+            "cannot listen at {shown}: there is a file that is no socket\nhint: remove it, or choose another place"
+        ),
+        io::ErrorKind::InvalidInput => format!(
+            "cannot listen at {shown}: a socket's path has at most {LONGEST_PATH} bytes\nhint: choose a shorter directory"
+        ),
+        _ => format!("cannot listen at {shown}: {error}"),
+    }
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 fn check_paths(name: &DomainName, sockets: &Sockets) -> Result<(), Error> {
@@ -338,7 +375,8 @@ fn check_paths(name: &DomainName, sockets: &Sockets) -> Result<(), Error> {
         return Ok(());
     }
     Err(invalid(format!(
-        "domain {name}: socket paths in {} would be {longest} bytes long, and {LONGEST_PATH} is the limit",
+        "domain {name}: socket paths in {} would be {longest} bytes long, and {LONGEST_PATH} is the limit\n\
+         hint: choose a shorter name, or a shorter directory with --dir DIR",
         sockets.control.parent().unwrap_or(Path::new("/")).display()
     )))
 }
