@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: all setup release demo check test clean
+.PHONY: all setup release demo check test bench clean
 
 all: release
 
@@ -23,6 +23,11 @@ check: setup
 # Every test, those with real UML kernels included.
 test: setup
 	$(CARGO) xtask test
+
+# switchd beside Debian's uml_switch and vde_switch, and 1,000 domains in one process; results go to bench/README.md.
+bench: setup
+	$(CARGO) build --release -p bench -p switchd
+	target/release/hubbench --many-domains 1000 --readme bench/README.md
 
 clean:
 	$(CARGO) clean

@@ -1,8 +1,9 @@
 //! A switch as a process of its own, started and ended by the bench.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -134,6 +135,8 @@ impl Contestant {
         };
         let dir = tempfile::Builder::new()
             .prefix("hubbench-")
+            // switchd refuses a directory that others can look into.
+            .permissions(Permissions::from_mode(0o700))
             .tempdir()
             .map_err(spawn_error)?;
         let said = dir.path().join("stderr");
