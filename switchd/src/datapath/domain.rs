@@ -8,7 +8,7 @@ use netio::poll::{Interest, Poller};
 use tokio::sync::oneshot;
 
 use super::capture::{Feed, FeedId};
-use super::flow::{Admission, Egress, LONGEST_HOLD};
+use super::flow::{Admission, Egress, LONGEST_HOLD, Verdict};
 use super::port::{Counters, Parcel, Port, Rx, Tx};
 use super::worker::{Context, Slot, token};
 use super::{NewPort, PortSnapshot, Snapshot};
@@ -176,16 +176,16 @@ impl Domain {
         let Some(port) = self.port_mut(egress) else {
             return false;
         };
-        if port.egress.check(context.now, context.hold) {
-            self.give_up(egress, DropReason::QueueFull, |_| true, context);
-        } else {
-            let now = context.now;
-            self.give_up(
-                egress,
-                DropReason::QueueFull,
-                |parcel| now >= parcel.since + LONGEST_HOLD,
-                context,
-            );
+        match port.egress.check(context.now, context.hold) {
+            Verdict::Open => return false,
+            Verdict::Early => return true,
+            Verdict::Stuck => self.give_up(egress, DropReason::QueueFull, |_| true, context),
+            Verdict::Slow => {
+                // Whoever would be held too long by the end of another hold time is let go now.
+                let end = context.now + context.hold;
+                let too_long = |parcel: &Parcel| end > parcel.since + LONGEST_HOLD;
+                self.give_up(egress, DropReason::QueueFull, too_long, context);
+            }
         }
         self.port_mut(egress).is_some_and(|port| port.egress.is_full())
     }
