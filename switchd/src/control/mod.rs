@@ -4,6 +4,7 @@
 //! request version 0 (`compat`).
 
 pub(crate) mod accept;
+pub(crate) mod captures;
 pub(crate) mod compat;
 pub(crate) mod domain;
 pub(crate) mod handshake;
@@ -11,3 +12,4 @@ pub(crate) mod peer;
 pub(crate) mod recorder;
 pub(crate) mod registry;
 pub(crate) mod server;
+pub(crate) mod sink;
