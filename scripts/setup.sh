@@ -5,7 +5,6 @@ set -eu
 
 packages='
     build-essential
-    libpcap-dev
     user-mode-linux
     uml-utilities
     vde2

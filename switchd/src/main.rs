@@ -11,7 +11,6 @@ mod config;
 mod control;
 mod daemon;
 mod datapath;
-mod pcapng;
 mod uml_switch;
 
 use std::io::IsTerminal;

@@ -141,6 +141,7 @@ async fn host(options: &Options, listener: StdListener, tap: Option<OwnedFd>) ->
         control: options.control.clone(),
         data: None,
         shared: options.compat.then(|| options.data.clone()),
+        bess: None,
     };
     let domain = registry.add_at(spec, false, sockets, Some(listener))?;
     if options.compat {
@@ -152,11 +153,7 @@ async fn host(options: &Options, listener: StdListener, tap: Option<OwnedFd>) ->
     if let (Some(device), Some(name)) = (tap, &options.tap) {
         let id = domain.reserve(None).expect("the first port of a new domain");
         let (alive, gone) = oneshot::channel();
-        let identity = Identity {
-            name: name.clone(),
-            peer: None,
-            since: std::time::Duration::ZERO,
-        };
+        let identity = Identity::now(name.clone(), None);
         let link = Link::Tap(tap::Link::new(device));
         registry
             .attach(

@@ -68,6 +68,11 @@ impl Batch {
         self.len = 0;
     }
 
+    /// Forgets the frames from number `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// Every frame of the batch.
     pub fn all(&self) -> FrameSet {
         FrameSet::first_n(self.len)

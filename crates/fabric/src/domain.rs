@@ -7,7 +7,6 @@ use std::time::Duration;
 use crate::batch::Batch;
 use crate::fdb::Fdb;
 use crate::frame::{Frame, HEADER_BYTES, MOST_TAGS, TAG_BYTES};
-use crate::frames::FrameSet;
 use crate::mac::MacAddr;
 use crate::plan::{DropReason, Plan};
 use crate::port::{CHOSEN_PORT_LIMIT, PortId, PortSet};
@@ -152,7 +151,7 @@ impl Domain {
     pub fn forward(&mut self, batch: &Batch, ingress: PortId, now: Duration, plan: &mut Plan) {
         plan.begin(self.ports.places());
         if !self.ports.contains(ingress) {
-            plan.discard(batch.all(), DropReason::Detached);
+            plan.discard(batch.len(), DropReason::Detached);
             return;
         }
         let mut last = None;
@@ -160,7 +159,7 @@ impl Domain {
             let frame = match self.admit(batch, i) {
                 Ok(frame) => frame,
                 Err(reason) => {
-                    plan.discard(FrameSet(1 << i), reason);
+                    plan.discard(1, reason);
                     continue;
                 }
             };
@@ -168,7 +167,7 @@ impl Domain {
             match self.decide(frame, ingress, now, &mut last) {
                 Way::Flood => plan.flood(i),
                 Way::To(port) => plan.send(i, port),
-                Way::Back => plan.discard(FrameSet(1 << i), DropReason::SamePort),
+                Way::Back => plan.discard(1, DropReason::SamePort),
             }
         }
         plan.flood_to(self.ports.iter().filter(|&port| port != ingress));
@@ -266,6 +265,7 @@ enum Way {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frames::FrameSet;
 
     const GROUP: MacAddr = MacAddr([1, 0x80, 0xc2, 0, 0, 0]);
 

@@ -18,7 +18,6 @@
 pub mod batch;
 pub mod domain;
 pub mod fdb;
-pub mod filter;
 pub mod frame;
 pub mod frames;
 pub mod mac;
@@ -28,7 +27,6 @@ pub mod port;
 pub use batch::{BATCH_FRAMES, Batch};
 pub use domain::{Domain, Mode, Settings, SettingsError};
 pub use fdb::{Fdb, FdbRow, StaticError};
-pub use filter::{Filter, FilterError, Instruction};
 pub use frame::{Frame, Tag, TooShort};
 pub use frames::FrameSet;
 pub use mac::MacAddr;

@@ -8,7 +8,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use nix::cmsg_space;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sockopt};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::retry_eintr;
 
@@ -19,10 +20,65 @@ use crate::retry_eintr;
 /// # Errors
 /// `AddrInUse` if somebody answers there or the file is no socket; else as bind(2).
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
+    replacing_stale(path, || UnixListener::bind(path))
+}
+
+/// Listens at `path` for connections that keep records apart (`SOCK_SEQPACKET`), with the same rules as [`listen`] and
+/// a queue as long as the system allows. The descriptor is non-blocking.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_seqpacket(path: &Path) -> io::Result<OwnedFd> {
+    let listener = replacing_stale(path, || {
+        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+        socket.bind(&SockAddr::unix(path)?)?;
+        Ok(socket)
+    })?;
+    listener.listen(libc::c_int::MAX)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener.into())
+}
+
+/// Takes the next connection of a listener; it is non-blocking.
+///
+/// # Errors
+/// As accept4(2); `WouldBlock` if nobody is waiting.
+pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
+    let listener = listener.as_fd();
+    let (socket, _) = socket2::SockRef::from(&listener).accept()?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// The process and the user at the other end of a connection, as of its beginning (`SO_PEERCRED`). The process is 0 if
+/// it has no number in our PID namespace.
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn credentials(connection: impl AsFd) -> io::Result<(u32, u32)> {
+    let credentials = getsockopt(&connection, sockopt::PeerCredentials)?;
+    Ok((u32::try_from(credentials.pid()).unwrap_or(0), credentials.uid()))
+}
+
+/// True if the other end of a connection sends no more.
+pub fn is_hung_up(connection: BorrowedFd<'_>) -> bool {
+    // nix does not know POLLRDHUP.
+    let mut fd = libc::pollfd {
+        fd: connection.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one pollfd that outlives the call; with no time-out, it does not wait.
+    let ready = unsafe { libc::poll(&raw mut fd, 1, 0) };
+    ready == 1 && fd.revents & (libc::POLLRDHUP | libc::POLLHUP) != 0
+}
+
+/// Binds with `bind`, a second time if it was in the way of nothing but a stale file.
+fn replacing_stale<T>(path: &Path, bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match bind() {
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path)? => {
             fs::remove_file(path)?;
-            UnixListener::bind(path)
+            bind()
         }
         result => result,
     }
@@ -114,14 +170,6 @@ pub fn set_buffers(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     socket.set_recv_buffer_size(bytes)
 }
 
-/// Asks for a pipe of so many bytes; it stays as it is if the system's limits are lower.
-pub fn set_pipe_size(pipe: impl AsFd, bytes: usize) {
-    use nix::fcntl::{FcntlArg, fcntl};
-    let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
-    // A smaller pipe works as well, if not as fast.
-    let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(bytes));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +184,24 @@ mod tests {
         assert_eq!(listen(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
         drop(living);
         drop(listen(&path).unwrap());
+    }
+
+    #[test]
+    fn connections_with_records_tell_their_peer_and_their_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        drop(listen_seqpacket(&path).unwrap());
+        let listener = listen_seqpacket(&path).unwrap();
+        assert_eq!(listen(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
+        assert_eq!(accept(&listener).unwrap_err().kind(), ErrorKind::WouldBlock);
+        let client = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+        client.connect(&SockAddr::unix(&path).unwrap()).unwrap();
+        let connection = accept(&listener).unwrap();
+        let uid = nix::unistd::geteuid().as_raw();
+        assert_eq!(credentials(&connection).unwrap(), (std::process::id(), uid));
+        assert!(!is_hung_up(connection.as_fd()));
+        drop(client);
+        assert!(is_hung_up(connection.as_fd()));
     }
 
     #[test]

@@ -1,9 +1,7 @@
 //! The commands that ask a running daemon.
 
 mod capture;
-mod convert;
 mod report;
-mod rotate;
 
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -131,15 +129,12 @@ impl Connection {
 
     /// Sends a request and waits for its reply; a refusal is an error.
     pub(crate) fn ask(&mut self, request: &Request) -> anyhow::Result<Reply> {
-        self.tell(request)?;
-        self.reply()
-    }
-
-    /// Sends a request whose reply is waited for later.
-    pub(crate) fn tell(&mut self, request: &Request) -> anyhow::Result<()> {
         let line = line(request)?;
-        let mut stream = self.stream.get_ref();
-        stream.write_all(&line).context("cannot ask switchd")
+        self.stream
+            .get_ref()
+            .write_all(&line)
+            .context("cannot ask switchd")?;
+        self.reply()
     }
 
     /// The same, with a descriptor.

@@ -1,8 +1,9 @@
 //! Clients of a domain: accepted, heard, made into ports, and watched until they end.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use fabric::PortId;
 use proto::ctl::Peer;
@@ -27,7 +28,7 @@ const PENDING: usize = 256;
 const GRACE: Duration = Duration::from_millis(50);
 
 /// After the system ran out of descriptors, nobody is accepted for so long.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection whose request is awaited.
 struct Pending {
@@ -85,7 +86,7 @@ async fn hear(registry: Arc<Registry>, domain: Arc<Domain>, mut stream: UnixStre
 }
 
 async fn request(registry: &Registry, stream: &mut UnixStream) -> Result<(Peer, Request), Refusal> {
-    let peer = peer::credentials(stream)?;
+    let peer = peer::credentials(&*stream)?;
     if !registry.admits(peer.uid) {
         return Err(Refusal::Foreign(peer.uid));
     }
@@ -101,17 +102,14 @@ async fn serve(
     request: Request,
 ) {
     match become_port(&registry, &domain, &mut stream, peer, request).await {
-        Ok(port) => port.live(registry, domain, stream).await,
+        Ok((port, request)) => {
+            port.live(&registry, &domain, hung_up(&mut stream)).await;
+            if request.version == Version::V0 {
+                domain.forget_shared(request.client);
+            }
+        }
         Err(refusal) => registry.refuse(&domain, &refusal),
     }
-}
-
-/// A port as its control connection sees it.
-struct LivePort {
-    id: PortId,
-    peer: Peer,
-    request: Request,
-    gone: oneshot::Receiver<std::convert::Infallible>,
 }
 
 async fn become_port(
@@ -120,7 +118,7 @@ async fn become_port(
     stream: &mut UnixStream,
     peer: Peer,
     request: Request,
-) -> Result<LivePort, Refusal> {
+) -> Result<(LivePort, Request), Refusal> {
     let Kind::Port { number } = request.kind else {
         return Err(Refusal::Unsupported(
             "dump ports are not supported; use 'switchd capture'",
@@ -128,12 +126,7 @@ async fn become_port(
     };
     let id = domain.reserve(number).map_err(Refusal::Taken)?;
     match attach(registry, domain, stream, id, peer, &request).await {
-        Ok(gone) => Ok(LivePort {
-            id,
-            peer,
-            request,
-            gone,
-        }),
+        Ok(gone) => Ok((LivePort { id, peer, gone }, request)),
         Err(refusal) => {
             domain.release(id);
             Err(refusal)
@@ -149,7 +142,7 @@ async fn attach(
     id: PortId,
     peer: Peer,
     request: &Request,
-) -> Result<oneshot::Receiver<std::convert::Infallible>, Refusal> {
+) -> Result<oneshot::Receiver<Infallible>, Refusal> {
     let (link, reply) = if request.version == Version::V0 {
         let inbound = domain.shared_socket()?.route(request.client)?;
         (
@@ -164,15 +157,8 @@ async fn attach(
         "" => peer::name(peer, &domain.sockets.control),
         description => description.to_owned(),
     };
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
     let (alive, gone) = oneshot::channel();
-    let identity = Identity {
-        name,
-        peer: Some(peer),
-        since,
-    };
+    let identity = Identity::now(name, Some(peer));
     registry
         .attach(
             domain,
@@ -193,37 +179,38 @@ async fn attach(
     Ok(gone)
 }
 
+/// A port as the control side sees it.
+pub(super) struct LivePort {
+    pub(super) id: PortId,
+    pub(super) peer: Peer,
+    /// Ends with the port's link.
+    pub(super) gone: oneshot::Receiver<Infallible>,
+}
+
 impl LivePort {
     /// Waits for the end of the client, by whichever sign it shows first, and removes the port.
-    async fn live(self, registry: Arc<Registry>, domain: Arc<Domain>, mut stream: UnixStream) {
-        let Self {
-            id,
-            peer,
-            request,
-            gone,
-        } = self;
-        tracing::debug!(
-            "domain {}: port {id} attached by pid {}",
-            domain.spec.domain,
-            peer.pid
-        );
+    pub(super) async fn live(
+        self,
+        registry: &Registry,
+        domain: &Arc<Domain>,
+        hung_up: impl Future<Output = ()>,
+    ) {
+        let Self { id, peer, gone } = self;
+        let name = &domain.spec.domain;
+        tracing::debug!("domain {name}: port {id} attached by pid {}", peer.pid);
+        let ended = async {
+            if let Err(error) = peer::ended(peer).await {
+                tracing::warn!("domain {name}: cannot watch pid {}: {error}", peer.pid);
+                std::future::pending().await
+            }
+        };
         let why = tokio::select! {
-            () = hung_up(&mut stream) => "hung up",
-            result = peer::ended(peer) => match result {
-                Ok(()) => "its process has ended",
-                Err(error) => {
-                    tracing::warn!("domain {}: cannot watch pid {}: {error}", domain.spec.domain, peer.pid);
-                    hung_up(&mut stream).await;
-                    "hung up"
-                }
-            },
+            () = hung_up => "hung up",
+            () = ended => "its process has ended",
             _ = gone => "its data socket is closed",
         };
-        tracing::debug!("domain {}: port {id} has left: {why}", domain.spec.domain);
-        if request.version == Version::V0 {
-            domain.forget_shared(request.client);
-        }
-        registry.detach(&domain, id).await;
+        tracing::debug!("domain {name}: port {id} has left: {why}");
+        registry.detach(domain, id).await;
     }
 }
 

@@ -24,6 +24,18 @@ pub(crate) struct Sockets {
     pub(crate) data: Option<PathBuf>,
     /// The data socket that clients of request version 0 know by its path; without one, they are refused.
     pub(crate) shared: Option<PathBuf>,
+    /// Where vector guests connect.
+    pub(crate) bess: Option<PathBuf>,
+}
+
+impl Sockets {
+    /// Where to attach, by kind of port.
+    fn listed(&self) -> BTreeMap<String, String> {
+        [("uml", Some(&self.control)), ("bess", self.bess.as_ref())]
+            .into_iter()
+            .filter_map(|(kind, path)| Some((kind.to_owned(), path?.to_string_lossy().into_owned())))
+            .collect()
+    }
 }
 
 /// A domain, shared by the registry and the tasks of its ports.
@@ -45,7 +57,7 @@ struct State {
     /// It goes when nobody holds it and no port is left.
     transient: bool,
     removed: bool,
-    listener: Option<AbortHandle>,
+    listeners: Vec<AbortHandle>,
 }
 
 impl Domain {
@@ -75,9 +87,9 @@ impl Domain {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The task that accepts clients, to be ended with the domain.
-    pub(crate) fn set_listener(&self, listener: AbortHandle) {
-        self.state().listener = Some(listener);
+    /// A task that accepts clients, to be ended with the domain.
+    pub(crate) fn add_listener(&self, listener: AbortHandle) {
+        self.state().listeners.push(listener);
     }
 
     /// Takes a port number: the one asked for, or the lowest free one from 1 on.
@@ -151,12 +163,12 @@ impl Domain {
 
     /// Stops accepting clients and removes the files.
     pub(crate) fn close(&self) {
-        let listener = {
+        let listeners = {
             let mut state = self.state();
             state.removed = true;
-            state.listener.take()
+            std::mem::take(&mut state.listeners)
         };
-        if let Some(listener) = listener {
+        for listener in listeners {
             listener.abort();
         }
         self.remove_files();
@@ -165,6 +177,9 @@ impl Domain {
     /// Removes every socket file of the domain.
     pub(crate) fn remove_files(&self) {
         remove_if_there(&self.sockets.control);
+        if let Some(path) = &self.sockets.bess {
+            remove_if_there(path);
+        }
         if let (Some(path), Some(_)) = (&self.sockets.shared, self.compat.get()) {
             remove_if_there(path);
         }
@@ -187,10 +202,7 @@ impl Domain {
             stations: snapshot.stations,
             captures: snapshot.captures,
             transient: self.state().transient,
-            sockets: BTreeMap::from([(
-                "uml".to_owned(),
-                self.sockets.control.to_string_lossy().into_owned(),
-            )]),
+            sockets: self.sockets.listed(),
             rx_frames: total.rx_frames,
             rx_bytes: total.rx_bytes,
             tx_frames: total.tx_frames,

@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 
 /// Bytes of socket buffer towards a client: some 900 full frames (the kernel counts twice the payload and more).
-const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
+pub(super) const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 
 /// Why a connection did not become a port.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@
 //! request version 0 (`compat`).
 
 pub(crate) mod accept;
-pub(crate) mod captures;
+pub(crate) mod bess;
 pub(crate) mod compat;
 pub(crate) mod domain;
 pub(crate) mod handshake;
@@ -12,4 +12,3 @@ pub(crate) mod peer;
 pub(crate) mod recorder;
 pub(crate) mod registry;
 pub(crate) mod server;
-pub(crate) mod sink;

@@ -1,22 +1,15 @@
 //! Who is at the other end of a connection.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use proto::ctl::Peer;
-use tokio::net::UnixStream;
 
-/// Reads the peer's process and user from the kernel (`SO_PEERCRED`).
-pub(crate) fn credentials(stream: &UnixStream) -> io::Result<Peer> {
-    let credentials = stream.peer_cred()?;
-    let pid = credentials
-        .pid()
-        .and_then(|pid| u32::try_from(pid).ok())
-        .unwrap_or(0);
-    Ok(Peer {
-        pid,
-        uid: credentials.uid(),
-    })
+/// Reads the peer's process and user from the kernel.
+pub(crate) fn credentials(connection: impl AsFd) -> io::Result<Peer> {
+    let (pid, uid) = netio::unix::credentials(connection)?;
+    Ok(Peer { pid, uid })
 }
 
 /// Waits for a process to end. A killed UML kernel leaves helper processes that keep its sockets open, so the end of

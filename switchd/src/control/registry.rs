@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
@@ -17,6 +18,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{Notify, oneshot};
 
 use super::accept::accept;
+use super::bess;
 use super::domain::{Domain, Sockets, clear_directory, remove_if_there, settings};
 use super::handshake::Refusal;
 use crate::datapath::capture::{Feed, FeedId};
@@ -125,10 +127,7 @@ impl Registry {
         if state.domains.contains_key(&spec.domain) {
             return Err(exists(format!("domain {} is there already", spec.domain)));
         }
-        let listener = bound
-            .map_or_else(|| netio::unix::listen(&sockets.control), Ok)
-            .and_then(watch)
-            .map_err(|error| failed(cannot_listen(&sockets.control, &error)))?;
+        let listeners = Listeners::open(&sockets, bound)?;
         if let Some(data) = &sockets.data {
             make_directory(data)
                 .map_err(|error| failed(format!("cannot make {}: {error}", data.display())))?;
@@ -142,9 +141,7 @@ impl Registry {
         let worker = usize::try_from(id.0).unwrap_or(0) % self.workers.len();
         let domain = Arc::new(Domain::new(id, worker, spec, sockets, transient));
         self.workers[worker].send(Command::AddDomain(id, settings));
-        domain.set_listener(
-            tokio::spawn(accept(Arc::clone(self), Arc::clone(&domain), listener)).abort_handle(),
-        );
+        listeners.start(self, &domain);
         state
             .domains
             .insert(domain.spec.domain.clone(), Arc::clone(&domain));
@@ -326,6 +323,46 @@ impl Registry {
             control: self.directory.join(format!("{stem}.cnct")),
             data: Some(self.directory.join(format!("{stem}.port"))),
             shared: Some(self.directory.join(format!("{stem}.data"))),
+            bess: Some(self.directory.join(format!("{stem}.bess"))),
+        }
+    }
+}
+
+/// The open listeners of a domain that is being made.
+struct Listeners {
+    uml: UnixListener,
+    bess: Option<OwnedFd>,
+}
+
+impl Listeners {
+    /// Opens all of them, or none.
+    fn open(sockets: &Sockets, bound: Option<StdListener>) -> Result<Self, Error> {
+        let refused = |path: &Path, error: io::Error| failed(cannot_listen(path, &error));
+        let uml = bound
+            .map_or_else(|| netio::unix::listen(&sockets.control), Ok)
+            .and_then(watch)
+            .map_err(|error| refused(&sockets.control, error))?;
+        let bess = sockets
+            .bess
+            .as_deref()
+            .map(|path| listen_seqpacket(path).map_err(|error| refused(path, error)));
+        match bess.transpose() {
+            Ok(bess) => Ok(Self { uml, bess }),
+            Err(error) => {
+                let _ = std::fs::remove_file(&sockets.control);
+                Err(error)
+            }
+        }
+    }
+
+    /// Has each of them served by a task that ends with the domain.
+    fn start(self, registry: &Arc<Registry>, domain: &Arc<Domain>) {
+        let both = || (Arc::clone(registry), Arc::clone(domain));
+        let (for_uml, domain_of_uml) = both();
+        domain.add_listener(tokio::spawn(accept(for_uml, domain_of_uml, self.uml)).abort_handle());
+        if let Some(listener) = self.bess {
+            let (registry, of) = both();
+            domain.add_listener(tokio::spawn(bess::accept(registry, of, listener)).abort_handle());
         }
     }
 }
@@ -363,6 +400,13 @@ pub(crate) fn cannot_listen(path: &Path, error: &io::Error) -> String {
 
 fn is_socket(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+}
+
+/// Listens for vector guests of this user alone.
+fn listen_seqpacket(path: &Path) -> io::Result<OwnedFd> {
+    let listener = netio::unix::listen_seqpacket(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 fn check_paths(name: &DomainName, sockets: &Sockets) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use netio::poll::{Interest, Poller};
 use tokio::sync::oneshot;
 
 use super::capture::{Feed, FeedId};
-use super::flow::{Admission, Egress, LONGEST_HOLD};
+use super::flow::{Admission, Egress, LONGEST_HOLD, Verdict};
 use super::port::{Counters, Parcel, Port, Rx, Tx};
 use super::worker::{Context, Slot, token};
 use super::{NewPort, PortSnapshot, Snapshot};
@@ -52,7 +52,7 @@ impl Domain {
             .forward(&parcel.batch, ingress, context.fabric_now(), &mut plan);
         port.counters.drops.merge(plan.drops());
         for feed in &mut self.feeds {
-            context.unsent |= feed.offer(&parcel.batch, &plan, ingress, &self.ports);
+            feed.offer(&parcel.batch, plan.accepted(), ingress, port);
         }
         for (egress, frames) in plan.egress() {
             let kept = self.send(&parcel.batch, frames, ingress, egress, context);
@@ -80,22 +80,18 @@ impl Domain {
             return FrameSet::EMPTY;
         };
         let rest = match port.egress.admit(context.now) {
-            Admission::Bypass => return self.discard(batch, frames, egress, DropReason::Bypassed, context),
+            Admission::Bypass => return port.discard(frames, DropReason::Bypassed),
             Admission::Wait => frames,
-            Admission::Send => match self.tx(batch, frames, egress, context) {
+            Admission::Send => match port.tx(batch, frames) {
                 Tx::Done => return FrameSet::EMPTY,
-                Tx::Full(rest) if context.hold.is_zero() => {
-                    return self.discard(batch, rest, egress, DropReason::QueueFull, context);
-                }
+                Tx::Full(rest) if context.hold.is_zero() => return port.discard(rest, DropReason::QueueFull),
                 Tx::Full(rest) => rest,
                 Tx::Closed(rest) => {
+                    port.discard(rest, DropReason::PeerGone);
                     context.dead.push((self.slot, egress));
-                    return self.discard(batch, rest, egress, DropReason::PeerGone, context);
+                    return FrameSet::EMPTY;
                 }
             },
-        };
-        let Some(port) = self.port_mut(egress) else {
-            return FrameSet::EMPTY;
         };
         port.egress.refused(ingress, context.now);
         if !context.full.contains(&(self.slot, egress)) {
@@ -103,41 +99,6 @@ impl Domain {
         }
         self.watch_room(egress, &context.poller);
         rest
-    }
-
-    /// Sends frames to a port at once.
-    fn tx(&mut self, batch: &Batch, frames: FrameSet, egress: PortId, context: &mut Context) -> Tx {
-        let Some(port) = self.ports.get_mut(egress.index()).and_then(Option::as_mut) else {
-            return Tx::Done;
-        };
-        let tx = port.tx(batch, frames);
-        if !self.feeds.is_empty() && !port.faults.is_empty() {
-            let faults = std::mem::take(&mut port.faults);
-            for feed in &mut self.feeds {
-                for &(frames, reason) in &faults {
-                    context.unsent |= feed.lost(batch, frames, reason, egress, &self.ports);
-                }
-            }
-        }
-        tx
-    }
-
-    /// Drops frames that were to go out at a port, and leaves none.
-    fn discard(
-        &mut self,
-        batch: &Batch,
-        frames: FrameSet,
-        egress: PortId,
-        reason: DropReason,
-        context: &mut Context,
-    ) -> FrameSet {
-        if let Some(port) = self.port_mut(egress) {
-            port.discard(frames, reason);
-        }
-        for feed in &mut self.feeds {
-            context.unsent |= feed.lost(batch, frames, reason, egress, &self.ports);
-        }
-        FrameSet::EMPTY
     }
 
     /// Ends a step with a parcel: back to the pool if nobody is owed any of it, else its ingress port keeps it.
@@ -173,8 +134,14 @@ impl Domain {
 
     /// There is room: gives a port what others keep for it, each in its turn.
     pub(super) fn writable(&mut self, egress: PortId, context: &mut Context) {
-        let Some(port) = self.port_mut(egress) else { return };
-        port.egress.writable();
+        if let Some(port) = self.port_mut(egress) {
+            port.egress.writable();
+            self.serve_waiting(egress, context);
+        }
+    }
+
+    /// Gives a port what others keep for it, as far as it takes it.
+    fn serve_waiting(&mut self, egress: PortId, context: &mut Context) {
         while let Some(&ingress) = self.port_mut(egress).and_then(|port| port.egress.waiting.front()) {
             let Some(mut parcel) = self.port_mut(ingress).and_then(|port| port.held.take()) else {
                 return;
@@ -182,20 +149,19 @@ impl Domain {
             let owed = parcel.owed.iter().position(|&(port, _)| port == egress);
             let owed = owed.expect("a port waits only for what it keeps");
             let frames = parcel.owed[owed].1;
-            let tx = self.tx(&parcel.batch, frames, egress, context);
+            let Some(port) = self.port_mut(egress) else { return };
+            let tx = port.tx(&parcel.batch, frames);
             if let Tx::Full(rest) = tx {
-                let Some(port) = self.port_mut(egress) else { return };
                 port.egress.took(frames.len() - rest.len());
                 port.egress.waiting.rotate_left(1);
                 parcel.owed[owed].1 = rest;
                 self.settle(ingress, parcel, context);
                 return;
             }
-            if let Some(port) = self.port_mut(egress) {
-                port.egress.waiting.pop_front();
-            }
+            port.egress.took(frames.len());
+            port.egress.waiting.pop_front();
             if let Tx::Closed(rest) = tx {
-                self.discard(&parcel.batch, rest, egress, DropReason::PeerGone, context);
+                port.discard(rest, DropReason::PeerGone);
                 context.dead.push((self.slot, egress));
             }
             parcel.owed.swap_remove(owed);
@@ -207,26 +173,44 @@ impl Domain {
         self.watch_room(egress, &context.poller);
     }
 
-    /// When [`Domain::check`] is due for a port that others wait for.
+    /// When [`Domain::check`] is due for a port that others wait for: at the end of its hold time, or when one of them
+    /// has waited as long as any port may.
     pub(super) fn deadline(&self, id: PortId, hold: Duration) -> Option<Instant> {
-        self.ports.get(id.index())?.as_ref()?.egress.deadline(hold)
+        let port = |id: PortId| self.ports.get(id.index())?.as_ref();
+        let egress = &port(id)?.egress;
+        let held = egress
+            .waiting
+            .iter()
+            .filter_map(|&ingress| port(ingress)?.held.as_ref());
+        let latest = held.map(|parcel| parcel.since + LONGEST_HOLD);
+        egress.deadline(hold).into_iter().chain(latest).min()
     }
 
     /// Ends waits for a port that have lasted too long; false once nobody waits any more.
     pub(super) fn check(&mut self, egress: PortId, context: &mut Context) -> bool {
+        let due = |port: &Port| {
+            port.egress
+                .deadline(context.hold)
+                .is_some_and(|due| due <= context.now)
+        };
+        if self.port_mut(egress).is_some_and(|port| due(port)) {
+            // A Unix socket is reported writable only once three quarters of its buffer are free (unix_writable() of
+            // Linux). A port that reads slowly has room long before that.
+            self.serve_waiting(egress, context);
+        }
         let Some(port) = self.port_mut(egress) else {
             return false;
         };
-        if port.egress.check(context.now, context.hold) {
-            self.give_up(egress, DropReason::QueueFull, |_| true, context);
-        } else {
-            let now = context.now;
-            self.give_up(
-                egress,
-                DropReason::QueueFull,
-                |parcel| now >= parcel.since + LONGEST_HOLD,
-                context,
-            );
+        match port.egress.check(context.now, context.hold) {
+            Verdict::Open => return false,
+            Verdict::Early => return true,
+            Verdict::Stuck => self.give_up(egress, DropReason::QueueFull, |_| true, context),
+            Verdict::Slow => {
+                // Whoever would be held too long by the end of another hold time is let go now.
+                let end = context.now + context.hold;
+                let too_long = |parcel: &Parcel| end > parcel.since + LONGEST_HOLD;
+                self.give_up(egress, DropReason::QueueFull, too_long, context);
+            }
         }
         self.port_mut(egress).is_some_and(|port| port.egress.is_full())
     }
@@ -254,7 +238,9 @@ impl Domain {
                 let (_, frames) = parcel
                     .owed
                     .swap_remove(owed.expect("a port waits only for what it keeps"));
-                self.discard(&parcel.batch, frames, egress, reason, context);
+                if let Some(port) = self.port_mut(egress) {
+                    port.discard(frames, reason);
+                }
             } else if let Some(port) = self.port_mut(egress) {
                 port.egress.waiting.push_back(ingress);
             }
@@ -315,7 +301,6 @@ impl Domain {
             readable: false,
             queued: false,
             armed: false,
-            faults: Vec::new(),
             closing: None,
             _alive: alive,
         });
@@ -342,8 +327,8 @@ impl Domain {
         };
         if let Some(parcel) = port.held.take() {
             for &(egress, frames) in &parcel.owed {
-                self.discard(&parcel.batch, frames, egress, DropReason::Detached, context);
                 if let Some(other) = self.port_mut(egress) {
+                    other.discard(frames, DropReason::Detached);
                     other.egress.waiting.retain(|&ingress| ingress != id);
                     if other.egress.waiting.is_empty() {
                         other.egress.served();
@@ -412,12 +397,6 @@ impl Domain {
 
     pub(super) fn add_feed(&mut self, feed: Feed) {
         self.feeds.push(feed);
-    }
-
-    /// Hands captured frames over that wait for more; true if some still do.
-    pub(super) fn flush_feeds(&mut self) -> bool {
-        let waiting = self.feeds.iter_mut().map(Feed::flush);
-        waiting.fold(false, |any, waits| any | waits)
     }
 
     pub(super) fn remove_feed(&mut self, id: FeedId) {

@@ -9,6 +9,7 @@
 //! Commands from the control side are taken between two waits. Nothing here blocks but the wait itself, nothing is
 //! shared with other threads, and in the steady state nothing is allocated.
 
+pub(crate) mod bess;
 pub(crate) mod capture;
 mod domain;
 mod flow;

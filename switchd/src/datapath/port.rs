@@ -3,19 +3,21 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use fabric::{Batch, DropReason, Drops, FrameSet, PortId};
 use proto::ctl::Peer;
 use tokio::sync::oneshot;
 
 use super::flow::Egress;
-use super::{tap, uml};
+use super::{bess, tap, uml};
 
 /// The carrier of a port's frames, settled once per batch.
 pub(crate) enum Link {
     /// The uml_switch protocol.
     Uml(uml::Link),
+    /// A vector guest's connection.
+    Bess(bess::Link),
     /// A tap device of the host.
     Tap(tap::Link),
 }
@@ -45,6 +47,7 @@ impl Link {
     pub(crate) const fn kind(&self) -> &'static str {
         match self {
             Self::Uml(_) => "uml",
+            Self::Bess(_) => "bess",
             Self::Tap(_) => "tap",
         }
     }
@@ -53,6 +56,7 @@ impl Link {
     pub(crate) fn fds(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
         match self {
             Self::Uml(link) => link.fds(),
+            Self::Bess(link) => (link.fd(), None),
             Self::Tap(link) => (link.fd(), None),
         }
     }
@@ -61,6 +65,7 @@ impl Link {
     pub(crate) fn rx(&self, batch: &mut Batch) -> Rx {
         let received = match self {
             Self::Uml(link) => link.rx(batch),
+            Self::Bess(link) => link.rx(batch),
             Self::Tap(link) => link.rx(batch),
         };
         match received {
@@ -74,6 +79,7 @@ impl Link {
     fn send(&self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
         match self {
             Self::Uml(link) => link.tx(batch, frames),
+            Self::Bess(link) => link.tx(batch, frames),
             Self::Tap(link) => link.tx(batch, frames),
         }
     }
@@ -110,6 +116,16 @@ pub(crate) struct Identity {
     pub(crate) since: Duration,
 }
 
+impl Identity {
+    /// Somebody who attaches now.
+    pub(crate) fn now(name: String, peer: Option<Peer>) -> Self {
+        let since = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Self { name, peer, since }
+    }
+}
+
 /// A batch on its way. As long as ports are owed a part of it, its ingress port keeps it and is not read.
 pub(crate) struct Parcel {
     pub(crate) batch: Batch,
@@ -135,8 +151,6 @@ pub(crate) struct Port {
     pub(crate) queued: bool,
     /// Reports of room are switched on.
     pub(crate) armed: bool,
-    /// Frames of the last batch sent that were dropped because of what they are.
-    pub(crate) faults: Vec<(FrameSet, DropReason)>,
     /// It is to go once it is drained, and whoever waits for that is told.
     pub(crate) closing: Option<oneshot::Sender<()>>,
     /// Dropped with the port, which its control task notices.
@@ -158,7 +172,6 @@ impl Port {
 
     /// Sends frames: the only way out of the fabric.
     pub(crate) fn tx(&mut self, batch: &Batch, mut frames: FrameSet) -> Tx {
-        self.faults.clear();
         while !frames.is_empty() {
             match self.link.send(batch, frames) {
                 Ok(sent) => {
@@ -171,11 +184,8 @@ impl Port {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Tx::Full(frames),
                 Err(error) if is_final(&error) => return Tx::Closed(frames),
                 Err(error) => {
-                    let rest = frames.skip(1);
-                    let reason = frame_fault(&error);
-                    self.counters.drops.add(reason, 1);
-                    self.faults.push((frames.without(rest), reason));
-                    frames = rest;
+                    self.counters.drops.add(frame_fault(&error), 1);
+                    frames = frames.skip(1);
                 }
             }
         }

@@ -1,0 +1,239 @@
+//! Real UML guests with ports of every kind.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use proto::ctl::PortRow;
+
+use crate::program::tool;
+use crate::switchd::Switchd;
+use crate::wait;
+
+/// Waits until a domain has so many ports.
+///
+/// # Panics
+/// When that takes too long.
+pub fn wait_ports(daemon: &Switchd, domain: &str, count: usize) -> Vec<PortRow> {
+    wait::until(&format!("{count} ports in {domain}"), || {
+        let ports = daemon.ports(domain);
+        (ports.len() == count).then_some(ports)
+    })
+}
+
+/// A running UML kernel with all its processes; they go with it.
+pub struct Guest {
+    name: String,
+    child: Child,
+    console: PathBuf,
+}
+
+impl Guest {
+    /// Boots a guest that runs a shell script and powers off; `arguments` go on the kernel's command line. In the
+    /// guest, `/mnt` is `dir`.
+    ///
+    /// # Panics
+    /// If the kernel cannot be started.
+    pub fn boot(dir: &Path, name: &str, script: &str, arguments: &[String]) -> Self {
+        let go = format!("{name}.sh");
+        fs::write(dir.join(&go), script).expect("the script is written");
+        let initrd = dir.join(format!("{name}.cpio"));
+        fs::write(&initrd, initial_files()).expect("the initrd is written");
+        let console = dir.join(format!("{name}.console"));
+        let output = File::create(&console).expect("a console file");
+        let child = Command::new(tool("linux.uml"))
+            .args(["mem=64M", "rdinit=/init", "con=null", "con0=null,fd:1", "quiet"])
+            .arg(format!("initrd={}", initrd.display()))
+            .arg(format!("uml_dir={}/uml", dir.display()))
+            .arg(format!("umid={name}"))
+            .arg(format!("share={}", dir.display()))
+            .arg(format!("go={go}"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("another descriptor"))
+            .stderr(output)
+            .process_group(0)
+            .spawn()
+            .expect("linux.uml starts (package user-mode-linux)");
+        Self {
+            name: name.to_owned(),
+            child,
+            console,
+        }
+    }
+
+    /// Its main process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has printed.
+    pub fn console(&self) -> String {
+        fs::read_to_string(&self.console).unwrap_or_default()
+    }
+
+    /// Kills its main process alone: its helpers go on and hold its sockets.
+    pub fn kill_main(&self) {
+        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
+    }
+
+    /// Waits until the guest has printed this.
+    ///
+    /// # Panics
+    /// If it ends before, or nothing is heard of it for too long.
+    pub fn wait_console(&mut self, text: &str) {
+        wait::until(&format!("'{text}' from {}", self.name), || {
+            let ended = self.child.try_wait().expect("our child").is_some();
+            let found = self.console().contains(text);
+            assert!(found || !ended, "{} has ended:\n{}", self.name, self.console());
+            found.then_some(())
+        });
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("console of {}:\n{}", self.name, self.console());
+        }
+        let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// Bytes of a bulk transfer.
+const BULK: usize = 8 << 20;
+
+/// Bytes that a shifted, repeated or lost piece would change.
+fn bulk() -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let words = (0..BULK / 8).flat_map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.collect()
+}
+
+/// Boots two guests with these words for their only interface, which must lead to domain A: `b` receives what `a`
+/// sends after pinging it. Returns when `b` has all of it, with both still attached.
+///
+/// # Panics
+/// If anything is damaged, or a frame is dropped.
+pub fn transfer(daemon: &Switchd, a: &str, b: &str, mtu: u32) -> [Guest; 2] {
+    let dir = daemon.home();
+    fs::write(dir.join("bulk"), bulk()).expect("the data are written");
+    let interface = |word: &str| word[..4].to_owned();
+    let receiver = format!(
+        "mkfifo /tmp/open; nc -l -p 5000 <> /tmp/open > /tmp/bulk &\n\
+         ip addr add 10.0.0.2/24 dev {0}; ip link set {0} mtu {mtu} up\n\
+         wait; md5sum < /tmp/bulk; md5sum < /mnt/bulk; echo RECEIVED\n\
+         sleep 100",
+        interface(b)
+    );
+    let size = mtu - 28;
+    let sender = format!(
+        "ip addr add 10.0.0.1/24 dev {0}; ip link set {0} mtu {mtu} up\n\
+         until ping -c 1 -w 1 10.0.0.2; do true; done\n\
+         ping -c 3 -w 10 -s {size} 10.0.0.2\n\
+         nc 10.0.0.2 5000 < /mnt/bulk; echo SENT\n\
+         sleep 100",
+        interface(a)
+    );
+    let mut receiver = Guest::boot(dir, "b", &receiver, &[b.to_owned()]);
+    let mut sender = Guest::boot(dir, "a", &sender, &[a.to_owned()]);
+    receiver.wait_console("RECEIVED");
+    sender.wait_console("SENT");
+    let pings = sender.console();
+    assert!(pings.contains("3 packets received"), "{pings}");
+    let console = receiver.console();
+    let mut sums = console
+        .lines()
+        .filter_map(|line| line.trim_end().strip_suffix("  -"));
+    let sums = (sums.next().expect("a sum"), sums.next().expect("another sum"));
+    assert_eq!(sums.0, sums.1, "{console}");
+
+    let ports = wait_ports(daemon, "A", 2);
+    let mut names = Vec::new();
+    for port in ports {
+        assert!(port.drops.is_empty() && port.rx_frames > 20, "{port:?}");
+        names.push(port.name);
+    }
+    names.sort();
+    assert_eq!(
+        names,
+        [format!("a:{}", interface(a)), format!("b:{}", interface(b))]
+    );
+    [sender, receiver]
+}
+
+const INIT: &str = "#!/bin/sh
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for word in $(cat /proc/cmdline); do
+    case $word in go=*) go=${word#go=} ;; share=*) share=${word#share=} ;; esac
+done
+ip link set lo up
+mount -t hostfs none /mnt -o \"$share\" && . \"/mnt/$go\"
+echo GUEST-DONE
+poweroff -f
+";
+
+const APPLETS: [&str; 18] = [
+    "sh", "mount", "ip", "ifconfig", "ping", "insmod", "sleep", "poweroff", "cat", "echo", "nc", "dd",
+    "md5sum", "grep", "vconfig", "touch", "mkfifo", "true",
+];
+
+/// The files of a guest, as a cpio archive in the "newc" format.
+fn initial_files() -> &'static [u8] {
+    static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
+    ARCHIVE.get_or_init(|| {
+        let busybox = fs::read("/bin/busybox").expect("package busybox-static");
+        let mut archive = Vec::new();
+        for directory in ["bin", "proc", "sys", "dev", "mnt", "tmp"] {
+            archive_member(&mut archive, directory, 0o040_755, b"");
+        }
+        archive_member(&mut archive, "init", 0o100_755, INIT.as_bytes());
+        archive_member(&mut archive, "bin/busybox", 0o100_755, &busybox);
+        for applet in APPLETS {
+            archive_member(&mut archive, &format!("bin/{applet}"), 0o120_777, b"busybox");
+        }
+        archive_member(&mut archive, "TRAILER!!!", 0, b"");
+        archive
+    })
+}
+
+fn archive_member(archive: &mut Vec<u8>, name: &str, mode: u32, bytes: &[u8]) {
+    let fields = [
+        0,
+        mode,
+        0,
+        0,
+        1,
+        0,
+        u32::try_from(bytes.len()).expect("a small file"),
+        0,
+        0,
+        0,
+        0,
+        u32::try_from(name.len() + 1).expect("a short name"),
+        0,
+    ];
+    archive.extend_from_slice(b"070701");
+    for field in fields {
+        write!(archive, "{field:08X}").expect("memory can be written");
+    }
+    archive.extend_from_slice(name.as_bytes());
+    archive.push(0);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend_from_slice(bytes);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}
