@@ -7,6 +7,7 @@ pub mod poll;
 pub mod process;
 pub mod signal;
 pub mod tap;
+pub mod terminal;
 pub mod unix;
 pub mod watch;
 
