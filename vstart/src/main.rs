@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! The v* commands, one program under many names.
+
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    vstart::commands::main()
+}

@@ -1,0 +1,50 @@
+//! Host name, loopback, and the addresses the command line gives.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::mounts::report;
+use crate::words::Words;
+
+/// Sets the machine's name, in the kernel and in the files that programs ask.
+pub(crate) fn name(words: &Words) {
+    let name = words.value("hostname").unwrap_or("uml");
+    report(nix::unistd::sethostname(name).with_context(|| format!("cannot set the host name {name}")));
+    let hosts = format!(
+        "127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+         ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+    );
+    for (path, text) in [("/etc/hostname", format!("{name}\n")), ("/etc/hosts", hosts)] {
+        report(fs::write(path, text).with_context(|| format!("cannot write {path}")));
+    }
+}
+
+/// Brings up what needs no thought: loopback, and interfaces with an address on the command line.
+pub(crate) fn bring_up(words: &Words) {
+    report(ip(&["link", "set", "lo", "up"]));
+    for (interface, address) in words.autoconf() {
+        report(ip(&["address", "add", &address, "dev", interface]));
+        report(ip(&["link", "set", interface, "up"]));
+    }
+    if let Some(gateway) = words.value("def_route") {
+        report(ip(&["route", "add", "default", "via", gateway]));
+    }
+}
+
+fn ip(args: &[&str]) -> Result<()> {
+    let line = args.join(" ");
+    let output = Command::new("ip")
+        .args(args)
+        .env("PATH", crate::session::PATH)
+        .output()
+        .with_context(|| format!("cannot run 'ip {line}'"))?;
+    if !output.status.success() {
+        bail!(
+            "'ip {line}' failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! The commands, one file each. The program's name, or its first argument, says which.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::dirs::Dirs;
+use crate::registry::Registry;
+use crate::{stage, supervisor};
+
+mod vconnect;
+mod vcrash;
+mod vdump;
+mod vhalt;
+mod vlist;
+mod vstart;
+
+/// Runs the command.
+pub fn main() -> ExitCode {
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    match args.get(1).and_then(|arg| arg.to_str()) {
+        Some(stage::WORD) => {
+            let error = stage::become_program(&args[2..]);
+            let Err(error) = error;
+            eprintln!("vstart: {error:#}");
+            return ExitCode::from(127);
+        }
+        Some(supervisor::WORD) => return supervisor::main(),
+        Some(supervisor::guard::WORD) => {
+            return supervisor::guard::main(text(args.get(2)), text(args.get(3)));
+        }
+        Some(word) if NAMES.contains(&word) => drop(args.remove(0)),
+        _ => {}
+    }
+    let name = args
+        .first()
+        .map(|arg| Path::new(arg).file_name().unwrap_or_default().to_owned());
+    let name = name.and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let name = NAMES.into_iter().find(|known| *known == name).unwrap_or("vstart");
+    let result = match name {
+        "vconnect" => vconnect::run(&vconnect::Options::parse_from(args)),
+        "vcrash" => vcrash::run(&vcrash::Options::parse_from(args)),
+        "vdump" => vdump::run(&vdump::Options::parse_from(args)),
+        "vhalt" => vhalt::run(&vhalt::Options::parse_from(args)),
+        "vlist" => vlist::run(&vlist::Options::parse_from(args)),
+        _ => vstart::run(&vstart::Options::parse_from(vstart::with_interfaces(args))),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// All commands: each can be a link to the program, or its first argument.
+pub const NAMES: [&str; 6] = ["vconnect", "vcrash", "vdump", "vhalt", "vlist", "vstart"];
+
+fn text(arg: Option<&OsString>) -> Option<&str> {
+    arg.and_then(|arg| arg.to_str())
+}
+
+/// The user's directories.
+fn dirs() -> Result<Dirs> {
+    Ok(Dirs::from_environment(|name| {
+        std::env::var_os(name).map(PathBuf::from)
+    })?)
+}
+
+/// The user's machines.
+fn registry() -> Result<Registry> {
+    Ok(Registry::new(dirs()?))
+}
+
+/// The reader of our output has seen enough: that is no error.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,435 @@
+//! `vstart`: start a machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use nix::unistd::{AccessFlags, User, access, getuid};
+
+use crate::config::Config;
+use crate::dirs::Dirs;
+use crate::kernel_args::{exec_file, kernel_args, shell_quoted};
+use crate::launch::{self, Follow, Outcome};
+use crate::machine::{Attachment, Console, Interface, Machine, Mount, Root};
+use crate::name::MachineName;
+use crate::supervisor::Plan;
+use crate::switch::{self, in_path, program};
+use crate::windows::{self, Emulator};
+
+/// Start a User-Mode Linux machine
+///
+/// The machine's files are the host's own, under a layer of changes that only this machine sees and that goes with
+/// it. The command returns when the machine is up; the machine runs on in the background.
+#[derive(Debug, Parser)]
+#[command(name = "vstart", version, after_help = EXAMPLES)]
+pub(crate) struct Options {
+    /// The machine's name, unique per user
+    name: MachineName,
+    /// Add interface ethN, attached to a collision domain (or to the host: tap,TAP-ADDRESS,GUEST-ADDRESS)
+    #[arg(long = "ethN", value_name = "DOMAIN")]
+    interfaces: Vec<Interface>,
+    /// The UML kernel to run
+    #[arg(short, long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Memory of the machine, in MB
+    #[arg(short = 'M', long, value_name = "MB")]
+    mem: Option<u32>,
+    /// Do not show the user's home directory as /hosthome
+    #[arg(short = 'H', long)]
+    no_hosthome: bool,
+    /// Show a directory of the host in the machine
+    #[arg(long, value_name = "SOURCE,TARGET")]
+    mount: Vec<Mount>,
+    /// Where the primary console is shown: xterm, this, tmux, pty, port:N, detached, none
+    #[arg(long, value_name = "MODE")]
+    con0: Option<Console>,
+    /// Where the secondary console is shown
+    #[arg(long, value_name = "MODE")]
+    con1: Option<Console>,
+    /// Terminal emulator for consoles in windows: xterm, gnome, konsole, konsole-tab, alacritty, kitty, kitty-tab
+    #[arg(long, value_name = "TYPE")]
+    xterm: Option<Emulator>,
+    /// Run a command while the machine starts, before anybody can log in
+    #[arg(short, long, value_name = "COMMAND")]
+    exec: Option<String>,
+    /// The directory of the lab the machine belongs to, shown as /hostlab
+    #[arg(short = 'l', long, value_name = "DIRECTORY")]
+    hostlab: Option<PathBuf>,
+    /// The working directory of the lab, shown as /hostwd
+    #[arg(short = 'w', long, value_name = "DIRECTORY")]
+    hostwd: Option<PathBuf>,
+    /// Add a word to the kernel's command line
+    #[arg(long, value_name = "PARAMETER")]
+    append: Vec<String>,
+    /// Wait for the machine to end; Ctrl-C halts it
+    #[arg(short = 'F', long)]
+    foreground: bool,
+    /// Print what would be run, and run nothing
+    #[arg(short, long, short_alias = 'n', aliases = ["dry-run", "just-print", "recon"])]
+    print: bool,
+    /// Say nothing but warnings and errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// Show the kernel's messages on the console
+    #[arg(short, long, alias = "show-boot-log")]
+    verbose: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  vstart pc1
+  vstart pc1 -M 256 -e 'touch /tmp/hello' --con0=this
+  vstart producer --eth0=A
+  vstart router --eth0=A --eth1=B
+  vstart router --eth0=A --eth1=B -p";
+
+/// Turns `--eth0=A` (and `--eth0 A`) into `--ethN=0=A`, which is one option to the parser.
+pub(crate) fn with_interfaces(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut out = Vec::new();
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        if arg == "--" {
+            out.push(arg);
+            out.extend(args);
+            break;
+        }
+        let interface = arg.to_str().and_then(|text| {
+            let rest = text.strip_prefix("--eth")?;
+            let (number, value) = rest.split_once('=').map_or((rest, None), |(n, v)| (n, Some(v)));
+            let is_number = !number.is_empty() && number.bytes().all(|c| c.is_ascii_digit());
+            is_number.then(|| (number.to_owned(), value.map(OsString::from)))
+        });
+        match interface {
+            Some((number, value)) => {
+                let mut word = OsString::from(format!("--ethN={number}="));
+                word.push(value.or_else(|| args.next()).unwrap_or_default());
+                out.push(word);
+            }
+            None => out.push(arg),
+        }
+    }
+    out
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let config = Config::from_environment(|name| std::env::var(name).ok())?;
+    let dirs = super::dirs()?;
+    let plan = plan(options, &config, dirs)?;
+    if options.print {
+        print(&plan)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let this = plan.machine.consoles.contains(&Console::This);
+    let follow = Follow {
+        quiet: options.quiet,
+        foreground: options.foreground || this,
+    };
+    match launch::start(&plan, follow)? {
+        Outcome::Running | Outcome::Ended => Ok(ExitCode::SUCCESS),
+        Outcome::Crashed(how) => bail!("machine {} has crashed: {how}", plan.machine.name),
+    }
+}
+
+/// Decides everything.
+fn plan(options: &Options, config: &Config, dirs: Dirs) -> Result<Plan> {
+    let name = options.name.clone();
+    dirs.check(&name)?;
+    let kernel = kernel(options, config)?;
+    let memory_mb = options.mem.unwrap_or(config.memory_mb);
+    let (least, most) = config.memory_range_mb;
+    if !(least..=most).contains(&memory_mb) {
+        bail!("cannot give machine {name} {memory_mb} MB of memory: use {least} to {most}");
+    }
+    let interfaces = interfaces(options, config)?;
+    let (consoles, emulator) = consoles(options, config)?;
+    let init = program("hubbub-init")
+        .or_else(|| installed_beside("../lib/hubbub/hubbub-init"))
+        .context("cannot find hubbub-init, the guest's first process\nhint: install Hubbub as a whole")?;
+    let home = std::env::var_os("HOME")
+        .map(PathBuf::from)
+        .filter(|home| home.is_dir());
+    let machine = Machine {
+        name,
+        kernel,
+        memory_mb,
+        root: Root::Host { init },
+        interfaces,
+        consoles,
+        hosthome: home.filter(|_| !options.no_hosthome),
+        hostlab: options.hostlab.as_deref().map(directory).transpose()?,
+        hostwd: options.hostwd.as_deref().map(directory).transpose()?,
+        mounts: options.mount.clone(),
+        exec: options.exec.clone(),
+        append: options.append.clone(),
+        verbose: options.verbose,
+        term: terminal_type(),
+    };
+    let windows = [0, 1].map(|number| window(&machine, number, emulator));
+    Ok(Plan {
+        machine,
+        dirs,
+        window: netio::terminal::window_size(std::io::stdin().as_fd()),
+        windows,
+    })
+}
+
+fn kernel(options: &Options, config: &Config) -> Result<PathBuf> {
+    let Some(path) = options.kernel.clone().or_else(|| config.default_kernel()) else {
+        bail!(
+            "cannot find a UML kernel: there is neither linux.uml nor linux in PATH\n\
+             hint: install the package user-mode-linux, or name a kernel by --kernel"
+        );
+    };
+    let path = std::path::absolute(&path).with_context(|| format!("cannot use kernel {}", path.display()))?;
+    access(&path, AccessFlags::X_OK).with_context(|| format!("cannot run kernel {}", path.display()))?;
+    Ok(path)
+}
+
+fn interfaces(options: &Options, config: &Config) -> Result<Vec<Interface>> {
+    let mut interfaces = options.interfaces.clone();
+    interfaces.sort_by_key(|interface| interface.number);
+    let mut seen = BTreeSet::new();
+    for interface in &interfaces {
+        if interface.number >= config.max_interfaces {
+            bail!(
+                "cannot add {}: the highest is eth{}",
+                interface.name(),
+                config.max_interfaces - 1
+            );
+        }
+        if !seen.insert(interface.number) {
+            bail!("cannot add {} twice", interface.name());
+        }
+        if matches!(interface.attachment, Attachment::Tap { .. }) {
+            bail!(
+                "cannot connect {} to the host: 'tap' is not available yet",
+                interface.name()
+            );
+        }
+    }
+    Ok(interfaces)
+}
+
+/// Where the consoles are shown. What the user asks for must be possible; a default gives way.
+fn consoles(options: &Options, config: &Config) -> Result<([Console; 2], Emulator)> {
+    let emulator = options.xterm.unwrap_or(config.emulator);
+    let display = ["DISPLAY", "WAYLAND_DISPLAY"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some());
+    let mut consoles = config.consoles;
+    for (number, asked) in [options.con0, options.con1].into_iter().enumerate() {
+        let wanted = asked.unwrap_or(consoles[number]);
+        let missing = match wanted {
+            Console::Xterm if !display => Some("there is no display".to_owned()),
+            Console::Xterm if in_path(emulator.program()).is_none() => {
+                Some(format!("{} is not installed", emulator.program()))
+            }
+            Console::Tmux if in_path("tmux").is_none() => Some("tmux is not installed".into()),
+            _ => None,
+        };
+        consoles[number] = match missing {
+            Some(reason) if asked.is_some() => bail!(
+                "cannot show console {number} as asked: {reason}\nhint: --con{number}=detached needs nothing"
+            ),
+            Some(reason) => {
+                if !options.quiet && !options.print {
+                    eprintln!("{}: {reason}: console {number} is detached", options.name);
+                }
+                Console::Detached
+            }
+            None => wanted,
+        };
+    }
+    if consoles == [Console::This, Console::This] {
+        bail!("cannot show both consoles on this terminal\nhint: use another mode for one of them");
+    }
+    if let [Console::Port(a), Console::Port(b)] = consoles
+        && a == b
+    {
+        bail!("cannot show both consoles on port {a}");
+    }
+    Ok((consoles, emulator))
+}
+
+/// The command that opens the window of a console, if it has one.
+fn window(machine: &Machine, number: usize, emulator: Emulator) -> Option<Vec<String>> {
+    let name = machine.name.as_str();
+    let exe = std::env::current_exe().ok()?.display().to_string();
+    let mut viewer = vec![exe, "vconnect".into(), name.into()];
+    if number > 0 {
+        viewer.extend(["--con".into(), number.to_string()]);
+    }
+    let title = if number == 0 {
+        name.to_owned()
+    } else {
+        format!("{name}-con{number}")
+    };
+    match machine.consoles[number] {
+        Console::Xterm => Some(emulator.command(&title, &viewer)),
+        Console::Tmux => Some(windows::tmux(&title, &viewer)),
+        _ => None,
+    }
+}
+
+fn directory(path: &Path) -> Result<PathBuf> {
+    let absolute = path
+        .canonicalize()
+        .with_context(|| format!("cannot use directory {}", path.display()))?;
+    if !absolute.is_dir() {
+        bail!("cannot use {}: it is not a directory", path.display());
+    }
+    Ok(absolute)
+}
+
+fn installed_beside(relative: &str) -> Option<PathBuf> {
+    let path = std::env::current_exe().ok()?.parent()?.join(relative);
+    path.canonicalize().ok().filter(|path| path.is_file())
+}
+
+/// The type of the user's terminal, if it can be a word of a command line.
+fn terminal_type() -> String {
+    let plain = |text: &String| {
+        !text.is_empty()
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-+._".contains(c))
+    };
+    let here = std::io::stdin().is_terminal();
+    std::env::var("TERM")
+        .ok()
+        .filter(plain)
+        .filter(|_| here)
+        .unwrap_or_else(|| "xterm".into())
+}
+
+/// Prints what would be run, as a shell would run it.
+fn print(plan: &Plan) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let machine = &plan.machine;
+    let user = User::from_uid(getuid())
+        .ok()
+        .flatten()
+        .map_or_else(|| getuid().to_string(), |user| user.name);
+    let mut sockets = BTreeMap::new();
+    for interface in &machine.interfaces {
+        if let Attachment::Domain(domain) = &interface.attachment {
+            sockets.insert(domain.clone(), switch::expected_socket(&plan.dirs, &user, domain));
+        }
+    }
+    if !sockets.is_empty() {
+        let switchd = program("switchd").map_or_else(|| "switchd".into(), |path| path.display().to_string());
+        writeln!(
+            out,
+            "{}",
+            quoted(std::iter::once(switchd).chain(switch::start_args(&plan.dirs)))
+        )?;
+    }
+    for domain in sockets.keys() {
+        let request =
+            serde_json::to_string(&switch::hold_request(domain)).context("cannot write the request")?;
+        writeln!(out, "# {}: {request}", plan.dirs.switch_socket().display())?;
+    }
+    if let Some((path, command)) = exec_file(machine, &plan.dirs) {
+        writeln!(
+            out,
+            "printf %s {} > {}",
+            shell_quoted(command),
+            shell_quoted(&path.display().to_string())
+        )?;
+    }
+    let args = kernel_args(machine, &plan.dirs, &sockets)?;
+    writeln!(
+        out,
+        "{}",
+        quoted(std::iter::once(machine.kernel.display().to_string()).chain(args))
+    )?;
+    for command in plan.windows.iter().flatten() {
+        writeln!(out, "{}", quoted(command.iter().cloned()))?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn quoted(words: impl Iterator<Item = String>) -> String {
+    words
+        .map(|word| shell_quoted(&word))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Options, clap::Error> {
+        let args = std::iter::once("vstart")
+            .chain(args.iter().copied())
+            .map(OsString::from);
+        Options::try_parse_from(with_interfaces(args))
+    }
+
+    #[test]
+    fn interfaces_are_options_of_their_own() {
+        let options = parse(&["pc1", "--eth1=B", "--eth0", "A", "-q"]).unwrap();
+        assert_eq!(
+            options.interfaces,
+            ["1=B".parse().unwrap(), "0=A".parse().unwrap()]
+        );
+        assert!(options.quiet);
+        for args in [
+            &["pc1", "--eth0"][..],
+            &["pc1", "--ethN=A"],
+            &["pc1", "--eth=A"],
+            &["pc1", "--ethx=A"],
+        ] {
+            assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn interfaces_are_checked_together() {
+        let config = Config::default();
+        let check = |args: &[&str]| interfaces(&parse(args).unwrap(), &config).map_err(|e| e.to_string());
+        let sorted = check(&["r", "--eth2=C", "--eth0=A"]).unwrap();
+        assert_eq!(sorted.iter().map(|i| i.number).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(
+            check(&["r", "--eth0=A", "--eth0=B"]).unwrap_err(),
+            "cannot add eth0 twice"
+        );
+        assert_eq!(
+            check(&["r", "--eth40=A"]).unwrap_err(),
+            "cannot add eth40: the highest is eth39"
+        );
+    }
+
+    #[test]
+    fn both_spellings_of_printing_are_known() {
+        for flag in ["-p", "-n", "--print", "--dry-run", "--just-print", "--recon"] {
+            assert!(parse(&["pc1", flag]).unwrap().print, "{flag}");
+        }
+    }
+
+    #[test]
+    fn both_consoles_cannot_be_here() {
+        let options = parse(&["pc1", "--con0=this", "--con1=this"]).unwrap();
+        assert!(consoles(&options, &Config::default()).is_err());
+        let options = parse(&["pc1", "--con0=this", "--con1=pty"]).unwrap();
+        assert_eq!(
+            consoles(&options, &Config::default()).unwrap().0,
+            [Console::This, Console::Pty]
+        );
+    }
+
+    #[test]
+    fn names_are_checked_by_the_parser() {
+        for name in ["a b", "../x", ""] {
+            assert_eq!(parse(&[name]).unwrap_err().exit_code(), 2);
+        }
+        assert_eq!(parse(&["pc1", "--eth0=a_b"]).unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,309 @@
+//! From a machine to the command line of its kernel. Pure.
+//!
+//! The order is Netkit's. Words the guest reads are quoted *inside* the argument, because the kernel joins its
+//! arguments by blanks; double quotes cannot be part of a value.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use proto::DomainName;
+
+use crate::dirs::Dirs;
+use crate::machine::{Attachment, Console, Machine, Root};
+
+/// Why a machine cannot be put into words.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ArgsError {
+    /// A double quote cannot be passed.
+    #[error("{0} '{1}' contains a double quote, which a kernel command line cannot hold")]
+    Quote(&'static str, String),
+    /// A path that is no text.
+    #[error("{0} {1:?} is not valid UTF-8, which a kernel command line must be")]
+    Encoding(&'static str, PathBuf),
+    /// The kernel's buffer is too small.
+    #[error(
+        "the kernel's command line would have {0} bytes, {LONGEST_COMMAND_LINE} are possible\n\
+         hint: put the command of --exec into a script"
+    )]
+    TooLong(usize),
+    /// Nobody listens for an interface.
+    #[error("there is no socket for domain {0}")]
+    NoSocket(DomainName),
+    /// Connections to the host need a part that is not there yet.
+    #[error("cannot connect {0} to the host: 'tap' is not available yet")]
+    Tap(String),
+}
+
+/// COMMAND_LINE_SIZE of x86 Linux, less the final NUL and what the kernel itself adds (` root=98:0 console=tty0`).
+pub const LONGEST_COMMAND_LINE: usize = 2047 - 23;
+
+/// Memory added to what the user asks for, as the guest sees a little less than it is given; in MB.
+pub const MEMORY_SKEW_MB: u32 = 4;
+
+/// The arguments of the kernel, its own name not included.
+///
+/// `sockets` says where each domain listens.
+///
+/// # Errors
+/// When a value cannot be passed.
+pub fn kernel_args(
+    machine: &Machine,
+    dirs: &Dirs,
+    sockets: &BTreeMap<DomainName, String>,
+) -> Result<Vec<String>, ArgsError> {
+    let name = &machine.name;
+    let mut args = vec![
+        format!("umid={name}"),
+        format!("mem={}M", machine.memory_mb + MEMORY_SKEW_MB),
+    ];
+    match &machine.root {
+        Root::Host { init } => args.extend(
+            ["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain([word("init", "the guest's init", text("the guest's init", init)?)?]),
+        ),
+    }
+    args.push(dirs.uml_dir_word());
+    args.push(format!("mconsole=notify:{}", dirs.notify_socket(name).display()));
+    for interface in &machine.interfaces {
+        match &interface.attachment {
+            Attachment::Domain(domain) => {
+                let socket = sockets
+                    .get(domain)
+                    .ok_or_else(|| ArgsError::NoSocket(domain.clone()))?;
+                let mac = interface.mac(name);
+                args.push(format!("{}=daemon,{mac},unix,{socket}", interface.name()));
+            }
+            Attachment::Tap { .. } => return Err(ArgsError::Tap(interface.name())),
+        }
+    }
+    if !machine.verbose {
+        args.push("quiet".into());
+    }
+    // Consoles nobody asked for would each open a window: that is this kernel's default.
+    args.extend(["con=null".into(), "ssl=null".into()]);
+    for (number, console) in machine.consoles.iter().enumerate() {
+        args.push(format!("con{number}={}", channel(number, *console)));
+    }
+    args.push(format!("hostname={name}"));
+    for (key, value) in [("hosthome", &machine.hosthome)] {
+        if let Some(path) = value {
+            args.push(quoted(key, text(key, path)?)?);
+        }
+    }
+    for mount in &machine.mounts {
+        let pair = format!(
+            "{},{}",
+            text("mount", &mount.source)?,
+            text("mount", &mount.target)?
+        );
+        args.push(quoted("mount", &pair)?);
+    }
+    for (key, value) in [("hostlab", &machine.hostlab), ("hostwd", &machine.hostwd)] {
+        if let Some(path) = value {
+            args.push(quoted(key, text(key, path)?)?);
+        }
+    }
+    match (&machine.exec, exec_file(machine, dirs)) {
+        (_, Some((path, _))) => args.push(quoted("hubbub.exec", text("the command file", &path)?)?),
+        (Some(command), None) => args.push(quoted("exec", command)?),
+        (None, None) => {}
+    }
+    if matches!(machine.root, Root::Host { .. }) {
+        args.push(format!("TERM={}", machine.term));
+    }
+    args.push("SELINUX_INIT=0".into());
+    args.extend(machine.append.iter().cloned());
+
+    let bytes = args.iter().map(|arg| arg.len() + 1).sum();
+    if bytes > LONGEST_COMMAND_LINE {
+        return Err(ArgsError::TooLong(bytes));
+    }
+    Ok(args)
+}
+
+/// The file a command is handed over in when the command line cannot hold it, and its text: our own guest init
+/// reads it, other file systems take the command from the command line or not at all.
+pub fn exec_file<'a>(machine: &'a Machine, dirs: &Dirs) -> Option<(PathBuf, &'a str)> {
+    let command = machine.exec.as_deref()?;
+    let unspeakable = command.len() > LONGEST_EXEC_WORD || command.contains(['"', '\n']);
+    let ours = matches!(machine.root, Root::Host { .. });
+    (ours && unspeakable).then(|| (dirs.machine(&machine.name).join("exec"), command))
+}
+
+/// An argument as a POSIX shell reads it.
+pub fn shell_quoted(arg: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%^".contains(c);
+    if !arg.is_empty() && arg.chars().all(plain) {
+        return arg.to_owned();
+    }
+    format!("'{}'", arg.replace('\'', r"'\''"))
+}
+
+/// Longest command that goes on the command line itself; in bytes.
+const LONGEST_EXEC_WORD: usize = 512;
+
+/// The first console is the kernel's standard input and output, the second the next descriptor: the supervisor
+/// holds the other ends and shows them where the user wants.
+const fn channel(number: usize, console: Console) -> &'static str {
+    match (console, number) {
+        (Console::None, _) => "null",
+        (_, 0) => "fd:0,fd:1",
+        (_, _) => "fd:3,fd:3",
+    }
+}
+
+fn text<'a>(what: &'static str, path: &'a Path) -> Result<&'a str, ArgsError> {
+    path.to_str()
+        .ok_or_else(|| ArgsError::Encoding(what, path.to_owned()))
+}
+
+fn quoted(key: &'static str, value: &str) -> Result<String, ArgsError> {
+    if value.contains('"') {
+        return Err(ArgsError::Quote(key, value.to_owned()));
+    }
+    Ok(format!("\"{key}={value}\""))
+}
+
+/// A word the kernel itself reads: quoted only if it must be.
+fn word(key: &str, what: &'static str, value: &str) -> Result<String, ArgsError> {
+    if value.contains('"') {
+        return Err(ArgsError::Quote(what, value.to_owned()));
+    }
+    Ok(if value.contains(char::is_whitespace) {
+        format!("\"{key}={value}\"")
+    } else {
+        format!("{key}={value}")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Mount;
+
+    fn pc1() -> Machine {
+        Machine {
+            name: "pc1".parse().unwrap(),
+            kernel: "/usr/bin/linux.uml".into(),
+            memory_mb: 128,
+            root: Root::Host {
+                init: "/usr/lib/hubbub/hubbub-init".into(),
+            },
+            interfaces: Vec::new(),
+            consoles: [Console::Detached, Console::None],
+            hosthome: None,
+            hostlab: None,
+            hostwd: None,
+            mounts: Vec::new(),
+            exec: None,
+            append: Vec::new(),
+            verbose: false,
+            term: "xterm".into(),
+        }
+    }
+
+    fn dirs() -> Dirs {
+        Dirs {
+            hubs: "/h/hubs".into(),
+            mconsole: "/h/mconsole".into(),
+            machines: "/h/machines".into(),
+        }
+    }
+
+    fn line(machine: &Machine) -> String {
+        let sockets = BTreeMap::from([("A".parse().unwrap(), "/h/hubs/vhub_foo_A.cnct".to_owned())]);
+        kernel_args(machine, &dirs(), &sockets).unwrap().join(" ")
+    }
+
+    #[test]
+    fn a_plain_machine() {
+        assert_eq!(
+            line(&pc1()),
+            "umid=pc1 mem=132M root=/dev/root rootfstype=hostfs rootflags=/ ro init=/usr/lib/hubbub/hubbub-init \
+             uml_dir=/h/mconsole/ mconsole=notify:/h/machines/pc1/notify.sock quiet con=null ssl=null \
+             con0=fd:0,fd:1 con1=null hostname=pc1 TERM=xterm SELINUX_INIT=0"
+        );
+    }
+
+    #[test]
+    fn everything_at_once() {
+        let machine = Machine {
+            interfaces: vec!["0=A".parse().unwrap(), "3=A".parse().unwrap()],
+            consoles: [Console::None, Console::Xterm],
+            hosthome: Some("/home/foo".into()),
+            hostlab: Some("/home/foo/lab".into()),
+            hostwd: Some("/tmp".into()),
+            mounts: vec![Mount {
+                source: "/a".into(),
+                target: "/b".into(),
+            }],
+            exec: Some("echo 'x  y'".into()),
+            append: vec!["foo=1".into(), "bar".into()],
+            verbose: true,
+            ..pc1()
+        };
+        assert_eq!(
+            line(&machine),
+            "umid=pc1 mem=132M root=/dev/root rootfstype=hostfs rootflags=/ ro init=/usr/lib/hubbub/hubbub-init \
+             uml_dir=/h/mconsole/ mconsole=notify:/h/machines/pc1/notify.sock \
+             eth0=daemon,6e:5f:98:37:0c:07,unix,/h/hubs/vhub_foo_A.cnct \
+             eth3=daemon,MAC3,unix,/h/hubs/vhub_foo_A.cnct \
+             con=null ssl=null con0=null con1=fd:3,fd:3 hostname=pc1 \"hosthome=/home/foo\" \"mount=/a,/b\" \
+             \"hostlab=/home/foo/lab\" \"hostwd=/tmp\" \"exec=echo 'x  y'\" TERM=xterm SELINUX_INIT=0 foo=1 bar"
+                .replace("MAC3", &machine.interfaces[1].mac(&machine.name).to_string())
+        );
+    }
+
+    #[test]
+    fn a_command_that_does_not_fit_goes_into_a_file() {
+        let machine = Machine {
+            exec: Some("echo \"x\"".into()),
+            ..pc1()
+        };
+        assert!(line(&machine).contains(" \"hubbub.exec=/h/machines/pc1/exec\" "));
+        assert_eq!(
+            exec_file(&machine, &dirs()),
+            Some(("/h/machines/pc1/exec".into(), "echo \"x\""))
+        );
+        let machine = Machine {
+            exec: Some("x".repeat(513)),
+            ..pc1()
+        };
+        assert!(exec_file(&machine, &dirs()).is_some());
+        assert_eq!(exec_file(&pc1(), &dirs()), None);
+    }
+
+    #[test]
+    fn what_cannot_be_passed_is_told() {
+        let args = |machine| kernel_args(&machine, &dirs(), &BTreeMap::new());
+        let hostlab = Some("/a\"b".into());
+        assert_eq!(
+            args(Machine { hostlab, ..pc1() }),
+            Err(ArgsError::Quote("hostlab", "/a\"b".into()))
+        );
+        let append = vec!["x".repeat(LONGEST_COMMAND_LINE)];
+        assert!(matches!(
+            args(Machine { append, ..pc1() }),
+            Err(ArgsError::TooLong(_))
+        ));
+        let interfaces = vec!["0=B".parse().unwrap()];
+        assert_eq!(
+            args(Machine { interfaces, ..pc1() }),
+            Err(ArgsError::NoSocket("B".parse().unwrap()))
+        );
+        let interfaces = vec!["0=tap,10.0.0.1,10.0.0.2".parse().unwrap()];
+        assert_eq!(
+            args(Machine { interfaces, ..pc1() }),
+            Err(ArgsError::Tap("eth0".into()))
+        );
+    }
+
+    #[test]
+    fn shells_get_what_was_meant() {
+        assert_eq!(shell_quoted("eth0=daemon,,,/a/b"), "eth0=daemon,,,/a/b");
+        assert_eq!(shell_quoted("\"exec=echo 'a'\""), r#"'"exec=echo '\''a'\''"'"#);
+        assert_eq!(shell_quoted(""), "''");
+    }
+}

@@ -1,0 +1,28 @@
+//! Starts, lists, reaches and ends User-Mode Linux machines.
+//!
+//! ```text
+//! vstart --spawns--> supervisor --spawns--> UML kernel
+//!                      |  owns the console, the domain holds, the record
+//!  vlist, vhalt, ... --+-- registry (files + locks), mconsole, console socket
+//! ```
+//!
+//! [`machine`] and [`kernel_args`] are pure. The rest touches the system, each module one side of it.
+
+#![forbid(unsafe_code)]
+
+pub mod commands;
+pub mod config;
+pub mod dirs;
+pub mod halt;
+pub mod kernel_args;
+pub mod launch;
+pub mod machine;
+pub mod mconsole;
+pub mod name;
+pub mod processes;
+pub mod registry;
+pub mod stage;
+pub mod supervisor;
+pub mod switch;
+pub mod terminal;
+pub mod windows;

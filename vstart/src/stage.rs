@@ -1,0 +1,140 @@
+//! A stage between us and a program: what must be arranged inside the new process before it becomes the program.
+//!
+//! Doing that between fork and exec would take unsafe code; so this very binary is started first, arranges it in
+//! ordinary code, and then becomes the program.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getppid, setsid};
+
+/// The first argument that makes the binary a stage.
+pub const WORD: &str = "@stage";
+
+/// What to arrange.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Stage {
+    /// Lead a session of its own, out of reach of the terminal's signals.
+    pub session: bool,
+    /// End with the parent of this number.
+    pub parent: Option<u32>,
+    /// Files opened for reading and writing as descriptors 3 and up.
+    pub files: Vec<PathBuf>,
+}
+
+impl Stage {
+    /// A command that goes through the stage to `program`.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(WORD);
+        if self.session {
+            command.arg("session");
+        }
+        if let Some(parent) = self.parent {
+            command.args(["parent", &parent.to_string()]);
+        }
+        for file in &self.files {
+            command.arg("file").arg(file);
+        }
+        command.arg("--").arg(program);
+        command
+    }
+}
+
+/// Arranges things as the arguments behind [`WORD`] say and becomes the program; returns only if that fails.
+///
+/// # Errors
+/// Always: when it returns, something has failed.
+pub fn become_program(args: &[std::ffi::OsString]) -> Result<std::convert::Infallible> {
+    let mut args = args.iter();
+    let mut kept: Vec<OwnedFd> = Vec::new();
+    loop {
+        let word = args.next().context("the stage has no program")?;
+        match word.to_str() {
+            Some("session") => drop(setsid().context("cannot start a session")?),
+            Some("parent") => {
+                let parent = args
+                    .next()
+                    .and_then(|a| a.to_str()?.parse().ok())
+                    .context("the stage has no parent")?;
+                // SIGTERM lets a UML kernel take its helper processes along.
+                set_pdeathsig(Signal::SIGTERM).context("cannot tie the process to its parent")?;
+                if getppid() != Pid::from_raw(parent) {
+                    bail!("the parent has ended");
+                }
+            }
+            Some("file") => {
+                let path = args.next().context("the stage has no file")?;
+                kept.push(inherited(Path::new(path), 3 + kept.len())?);
+            }
+            Some("--") => break,
+            _ => bail!("the stage does not know {}", word.display()),
+        }
+    }
+    let program = args.next().context("the stage has no program")?;
+    let error = Command::new(program).args(args).exec();
+    Err(error).with_context(|| format!("cannot run {}", program.display()))
+}
+
+/// Opens a file so that the program finds it under the given number.
+fn inherited(path: &Path, number: usize) -> Result<OwnedFd> {
+    let open = || -> io::Result<OwnedFd> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        Ok(file.into())
+    };
+    let fd = open().with_context(|| format!("cannot open {}", path.display()))?;
+    // Lowest numbers are given out first, and everything else we might have open closes on exec.
+    if usize::try_from(fd.as_raw_fd()).ok() != Some(number) {
+        bail!("descriptor {number} is taken");
+    }
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_in_order() {
+        let stage = Stage {
+            session: true,
+            parent: Some(7),
+            files: vec!["/dev/pts/1".into()],
+        };
+        let command = stage.command(Path::new("/bin/true"));
+        let args: Vec<_> = command.get_args().map(|a| a.to_str().unwrap()).collect();
+        assert_eq!(
+            args,
+            [
+                "@stage",
+                "session",
+                "parent",
+                "7",
+                "file",
+                "/dev/pts/1",
+                "--",
+                "/bin/true"
+            ]
+        );
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for args in [&[][..], &["session"], &["x", "--", "/bin/true"], &["--"]] {
+            let args: Vec<_> = args.iter().map(Into::into).collect();
+            if args.first().is_some_and(|a: &std::ffi::OsString| a == "session") {
+                continue; // would make the test runner lead a session
+            }
+            assert!(become_program(&args).is_err());
+        }
+    }
+}

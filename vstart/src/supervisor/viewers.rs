@@ -1,0 +1,165 @@
+//! Where consoles are shown: to vconnect, on a TCP port, on a pseudo-terminal, in a window.
+
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use super::console::Console;
+use super::telnet;
+use super::tty::{self, Slave};
+
+/// The consoles of a machine; one that is off is `None`.
+pub(crate) type Consoles = [Option<Arc<Console>>; 2];
+
+/// What a viewer asks for, as one JSON line.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// After the answer, everything is console: what is sent is typed, what comes is shown.
+    Attach {
+        /// Its number.
+        console: usize,
+        /// Rows and columns of the viewer's window, if it has one.
+        window: Option<(u16, u16)>,
+    },
+    /// The viewer's window has another size.
+    Resize {
+        /// The console's number.
+        console: usize,
+        /// Rows and columns.
+        window: (u16, u16),
+    },
+}
+
+/// What it is answered, as one JSON line.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// As you wish.
+    Done,
+    /// Why not.
+    Error(String),
+}
+
+/// Serves viewers for ever.
+pub(crate) async fn serve(listener: UnixListener, consoles: Consoles) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(welcome(stream, consoles.clone()))),
+            // Out of descriptors: somebody will leave.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// Shows a console on a TCP port of the loopback interface, to one after the other.
+pub(crate) async fn serve_port(listener: TcpListener, console: Arc<Console>, first: Option<TcpStream>) {
+    if let Some(stream) = first {
+        drop(tokio::spawn(show_telnet(stream, console.clone())));
+    }
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(show_telnet(stream, console.clone()))),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// Shows a console on a pseudo-terminal; returns the side to attach to, which must be kept open.
+pub(crate) fn show_pty(console: Arc<Console>) -> io::Result<Slave> {
+    let (tty, slave) = tty::open()?;
+    tokio::spawn(async move { console.show(tty).await });
+    Ok(slave)
+}
+
+/// Runs a program that shows a console in a window. It ends by itself when the machine does.
+pub(crate) fn open_window(command: &[String]) -> io::Result<()> {
+    let (program, args) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut child = tokio::process::Command::new(Path::new(program))
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()?;
+    tokio::spawn(async move { child.wait().await });
+    Ok(())
+}
+
+async fn welcome(stream: UnixStream, consoles: Consoles) {
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    let request = tokio::time::timeout(
+        REQUEST_PATIENCE,
+        (&mut stream).take(LONGEST_REQUEST).read_line(&mut line),
+    )
+    .await;
+    if !matches!(request, Ok(Ok(_))) {
+        return;
+    }
+    let (answer, attached) = match serde_json::from_str(&line) {
+        Ok(Request::Attach { console, window }) => match consoles.get(console) {
+            Some(Some(found)) => {
+                resize(found, window);
+                (Answer::Done, Some(found.clone()))
+            }
+            _ => (Answer::Error(format!("console {console} is off")), None),
+        },
+        Ok(Request::Resize { console, window }) => {
+            if let Some(Some(found)) = consoles.get(console) {
+                resize(found, Some(window));
+            }
+            (Answer::Done, None)
+        }
+        Err(error) => (
+            Answer::Error(format!("cannot understand the request: {error}")),
+            None,
+        ),
+    };
+    let mut text = serde_json::to_string(&answer).expect("an answer has only text keys");
+    text.push('\n');
+    if stream.write_all(text.as_bytes()).await.is_err() {
+        return;
+    }
+    if let Some(console) = attached {
+        console.show(stream).await;
+    }
+}
+
+fn resize(console: &Console, window: Option<(u16, u16)>) {
+    if let Some((rows, columns)) = window {
+        // A window of the wrong size is still a window.
+        let _ = console.resize(rows, columns);
+    }
+}
+
+async fn show_telnet(stream: TcpStream, console: Arc<Console>) {
+    let (mut from, mut to) = stream.into_split();
+    let (ours, theirs) = tokio::io::duplex(4096);
+    let (mut screen, mut keyboard) = tokio::io::split(ours);
+    let typed = async {
+        let mut filter = telnet::Filter::default();
+        let mut buffer = [0; 1024];
+        loop {
+            match from.read(&mut buffer).await? {
+                0 => return io::Result::Ok(()),
+                length => keyboard.write_all(&filter.typed(&buffer[..length])).await?,
+            }
+        }
+    };
+    let shown = async {
+        to.write_all(&telnet::GREETING).await?;
+        tokio::io::copy(&mut screen, &mut to).await
+    };
+    // Whoever ends first, the viewer has left.
+    tokio::select! { _ = typed => {} _ = shown => {} () = console.show(theirs) => {} }
+}
+
+const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+const LONGEST_REQUEST: u64 = 1024;
