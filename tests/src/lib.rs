@@ -10,4 +10,5 @@ pub mod frame;
 pub mod ports;
 pub mod program;
 pub mod switchd;
+pub mod uml;
 pub mod wait;
