@@ -10,8 +10,13 @@ all: release
 setup:
 	@scripts/setup.sh
 
+# One program under many names, as Netkit has them.
+FAMILY = vlist vhalt vcrash vconnect vdump uml_switch
+
 release: setup
 	$(CARGO) build --workspace --release
+	@cd target/release && for name in $(FAMILY); do \
+	    case $$name in uml_switch) of=switchd;; *) of=vstart;; esac; ln -sf $$of $$name; done
 
 demo: release
 	scripts/demo.sh target/release
