@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use netio::tap::{Tap as TapDevice, TapFlags};
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::firewall::{self, FirewallError, Rules};
+use crate::firewall::{self, FirewallError, Fresh, Rules};
 use crate::host::{Host, Kind, Switches};
 use crate::journal::{Entry, Journal, JournalError, Record, Scope, Undo};
 use crate::link::Netlink;
@@ -242,7 +242,17 @@ pub(crate) fn tidy(journal: &mut Journal, kernel: &Kernel) -> Vec<ApplyError> {
             let scope = Scope::Firewall(backend);
             let record = journal.record();
             if record.entries.iter().any(|entry| entry.scope == scope) && record.needs(&scope) {
-                let result = firewall::install(backend, &Rules::of(&record.taps, backend));
+                let fresh: Vec<Fresh> = record
+                    .entries
+                    .iter()
+                    .filter(|entry| entry.scope == scope)
+                    .filter_map(|entry| match &entry.undo {
+                        Undo::RemoveRules { fresh } => Some(fresh.clone()),
+                        _ => None,
+                    })
+                    .flatten()
+                    .collect();
+                let result = firewall::update(backend, &Rules::of(&record.taps, backend), &fresh);
                 errors.extend(
                     result.err().map(|error| {
                         ApplyError::Rules(format!("bring the {backend} rules up to date"), error)

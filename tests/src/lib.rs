@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod frame;
+pub mod netns;
 pub mod ports;
 pub mod program;
 pub mod switchd;

@@ -215,6 +215,25 @@ pub(crate) fn install(backend: Backend, rules: &Rules) -> Result<(), FirewallErr
     }
 }
 
+/// Makes the container hold the rules of the taps that are left, and takes away the tables of IPv6 if none of these
+/// needs it any longer.
+pub(crate) fn update(backend: Backend, rules: &Rules, fresh: &[Fresh]) -> Result<(), FirewallError> {
+    install(backend, rules)?;
+    if rules.has_v6() {
+        return Ok(());
+    }
+    let six: Vec<Fresh> = fresh
+        .iter()
+        .filter(|item| item.family == "ip6")
+        .cloned()
+        .collect();
+    if six.is_empty() {
+        Ok(())
+    } else {
+        nft::delete_unused(&six)
+    }
+}
+
 /// Takes the container away, and what came into being for it as far as nobody else uses it by now.
 pub(crate) fn remove(backend: Backend, fresh: &[Fresh]) -> Result<(), FirewallError> {
     match backend {

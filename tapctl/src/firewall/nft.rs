@@ -32,9 +32,16 @@ pub(super) fn delete_unused(fresh: &[super::Fresh]) -> Result<(), FirewallError>
     let Some(tool) = Tool::find("nft") else {
         return Ok(());
     };
+    // Two taps may have found the same chain missing.
+    let mut items: Vec<&super::Fresh> = Vec::new();
+    for item in fresh {
+        if !items.contains(&item) {
+            items.push(item);
+        }
+    }
     let ruleset = look(&tool)?;
     let mut script = String::new();
-    for item in fresh {
+    for item in &items {
         let Some(chain) = &item.chain else { continue };
         if chain_is_unused(&ruleset, &item.family, &item.table, chain) {
             let _ = writeln!(script, "delete chain {} {} {chain}", item.family, item.table);
@@ -45,7 +52,7 @@ pub(super) fn delete_unused(fresh: &[super::Fresh]) -> Result<(), FirewallError>
     }
     let ruleset = look(&tool)?;
     let mut script = String::new();
-    for item in fresh.iter().filter(|item| item.chain.is_none()) {
+    for item in items.iter().filter(|item| item.chain.is_none()) {
         if has_table(&ruleset, &item.family, &item.table)
             && chains(&ruleset, &item.family, &item.table).next().is_none()
         {
