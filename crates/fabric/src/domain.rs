@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::batch::Batch;
 use crate::fdb::Fdb;
 use crate::frame::{Frame, HEADER_BYTES, MOST_TAGS, TAG_BYTES};
+use crate::frames::FrameSet;
 use crate::mac::MacAddr;
 use crate::plan::{DropReason, Plan};
 use crate::port::{CHOSEN_PORT_LIMIT, PortId, PortSet};
@@ -151,7 +152,7 @@ impl Domain {
     pub fn forward(&mut self, batch: &Batch, ingress: PortId, now: Duration, plan: &mut Plan) {
         plan.begin(self.ports.places());
         if !self.ports.contains(ingress) {
-            plan.discard(batch.len(), DropReason::Detached);
+            plan.discard(batch.all(), DropReason::Detached);
             return;
         }
         let mut last = None;
@@ -159,7 +160,7 @@ impl Domain {
             let frame = match self.admit(batch, i) {
                 Ok(frame) => frame,
                 Err(reason) => {
-                    plan.discard(1, reason);
+                    plan.discard(FrameSet(1 << i), reason);
                     continue;
                 }
             };
@@ -167,7 +168,7 @@ impl Domain {
             match self.decide(frame, ingress, now, &mut last) {
                 Way::Flood => plan.flood(i),
                 Way::To(port) => plan.send(i, port),
-                Way::Back => plan.discard(1, DropReason::SamePort),
+                Way::Back => plan.discard(FrameSet(1 << i), DropReason::SamePort),
             }
         }
         plan.flood_to(self.ports.iter().filter(|&port| port != ingress));
@@ -265,7 +266,6 @@ enum Way {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frames::FrameSet;
 
     const GROUP: MacAddr = MacAddr([1, 0x80, 0xc2, 0, 0, 0]);
 

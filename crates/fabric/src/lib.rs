@@ -18,6 +18,7 @@
 pub mod batch;
 pub mod domain;
 pub mod fdb;
+pub mod filter;
 pub mod frame;
 pub mod frames;
 pub mod mac;
@@ -27,6 +28,7 @@ pub mod port;
 pub use batch::{BATCH_FRAMES, Batch};
 pub use domain::{Domain, Mode, Settings, SettingsError};
 pub use fdb::{Fdb, FdbRow, StaticError};
+pub use filter::{Filter, FilterError, Instruction};
 pub use frame::{Frame, Tag, TooShort};
 pub use frames::FrameSet;
 pub use mac::MacAddr;

@@ -128,6 +128,7 @@ pub struct Plan {
     flooded: FrameSet,
     accepted: FrameSet,
     drops: Drops,
+    discarded: [FrameSet; DropReason::COUNT],
 }
 
 impl Plan {
@@ -156,6 +157,12 @@ impl Plan {
         &self.drops
     }
 
+    /// Those frames, by reason.
+    pub fn discarded(&self) -> impl Iterator<Item = (DropReason, FrameSet)> + '_ {
+        let sets = DropReason::ALL.into_iter().zip(self.discarded);
+        sets.filter(|(_, frames)| !frames.is_empty())
+    }
+
     /// Starts over, for a domain whose port numbers are below `places`.
     pub(crate) fn begin(&mut self, places: usize) {
         for port in self.ports.drain(..) {
@@ -167,14 +174,16 @@ impl Plan {
         self.flooded = FrameSet::EMPTY;
         self.accepted = FrameSet::EMPTY;
         self.drops = Drops::default();
+        self.discarded = [FrameSet::EMPTY; DropReason::COUNT];
     }
 
     pub(crate) fn accept(&mut self, i: usize) {
         self.accepted.insert(i);
     }
 
-    pub(crate) fn discard(&mut self, n: usize, reason: DropReason) {
-        self.drops.add(reason, n as u64);
+    pub(crate) fn discard(&mut self, frames: FrameSet, reason: DropReason) {
+        self.drops.add(reason, frames.len() as u64);
+        self.discarded[reason.index()] |= frames;
     }
 
     pub(crate) fn send(&mut self, i: usize, port: PortId) {
@@ -243,7 +252,7 @@ mod tests {
         plan.begin(4);
         plan.send(0, PortId(1));
         plan.flood(1);
-        plan.discard(1, DropReason::Runt);
+        plan.discard(FrameSet(0b10), DropReason::Runt);
         plan.accept(0);
         plan.accept(1);
         plan.flood_to([PortId(1), PortId(3)].into_iter());
