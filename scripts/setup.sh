@@ -5,6 +5,7 @@ set -eu
 
 packages='
     build-essential
+    libpcap-dev
     user-mode-linux
     uml-utilities
     vde2

@@ -3,6 +3,8 @@
 //! Thin and without policy: a call retries `EINTR` and nothing else. Sources: the man pages named at each item.
 
 pub mod mmsg;
+#[cfg(feature = "pcap")]
+pub mod pcap;
 pub mod poll;
 pub mod process;
 pub mod signal;

@@ -170,6 +170,14 @@ pub fn set_buffers(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     socket.set_recv_buffer_size(bytes)
 }
 
+/// Asks for a pipe of so many bytes; it stays as it is if the system's limits are lower.
+pub fn set_pipe_size(pipe: impl AsFd, bytes: usize) {
+    use nix::fcntl::{FcntlArg, fcntl};
+    let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
+    // A smaller pipe works as well, if not as fast.
+    let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(bytes));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
