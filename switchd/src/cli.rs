@@ -1,10 +1,11 @@
 //! The command line: definitions only.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use proto::DomainName;
-use proto::ctl::Mode;
+use proto::ctl::{Drops, Mode};
 
 /// Host collision domains for virtual machines, and look at them
 #[derive(Debug, Parser)]
@@ -51,7 +52,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Capture a domain as pcapng until interrupted
+    /// Capture domains as pcapng until interrupted
     Capture(CaptureArguments),
     /// End the daemon
     Stop,
@@ -148,15 +149,128 @@ pub(crate) struct FdbArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  switchd capture A B -w ab.pcapng                two domains in one file, in the order of time
+  switchd capture --all --filter 'arp or icmp' | tshark -r -
+  switchd capture A --port 3 --snap 96 --count 1000 -w head.pcapng
+  switchd capture A --drops=only -w dropped.pcapng
+  switchd capture A -w a.pcapng --rotate-size 100M --files 5")]
 pub(crate) struct CaptureArguments {
-    /// Name of the domain
-    pub(crate) domain: DomainName,
+    #[command(flatten)]
+    pub(crate) selection: Selection,
     /// Write to this file instead of standard output; '-' is standard output
     #[arg(short, long = "write", value_name = "FILE")]
     pub(crate) write: Option<PathBuf>,
+    /// Write classic pcap instead of pcapng: without interfaces, directions and comments
+    #[arg(long)]
+    pub(crate) pcap: bool,
+    #[command(flatten)]
+    pub(crate) rotate: Rotate,
+}
+
+/// What is captured, and for how long.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Selection {
+    /// Names of the domains
+    #[arg(value_name = "DOMAIN")]
+    pub(crate) domains: Vec<DomainName>,
+    /// Capture all domains there are
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Capture only what this port sends and is sent; may be repeated
+    #[arg(long = "port", value_name = "ID")]
+    pub(crate) ports: Vec<u32>,
+    /// Capture only what this expression of libpcap accepts; see pcap-filter(7)
+    #[arg(short, long, value_name = "EXPR")]
+    pub(crate) filter: Option<String>,
     /// Keep so many bytes of each frame
     #[arg(short, long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) snap: Option<u32>,
+    /// End after so many frames
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// End after so long, such as 90s, 15m or 2h
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub(crate) duration: Option<Duration>,
+    /// Capture the frames the fabric dropped too (or alone: --drops=only), with the reason as a comment
+    #[arg(
+        long, value_name = "also|only", num_args = 0..=1, require_equals = true,
+        default_missing_value = "also", value_parser = parse_drops
+    )]
+    pub(crate) drops: Option<Drops>,
+}
+
+/// When a file is full, and how many there may be.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Rotate {
+    /// Begin another file when one has this size, such as 500k, 100M or 2G
+    #[arg(long, value_name = "SIZE", requires = "write", value_parser = parse_size)]
+    pub(crate) rotate_size: Option<u64>,
+    /// Begin another file after so long
+    #[arg(long, value_name = "TIME", requires = "write", value_parser = parse_time)]
+    pub(crate) rotate_time: Option<Duration>,
+    /// Keep so many files: the oldest goes for a new one
+    #[arg(long, value_name = "N", requires = "write", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) files: Option<u32>,
+}
+
+impl Rotate {
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.rotate_size.is_some() || self.rotate_time.is_some()
+    }
+}
+
+fn parse_drops(text: &str) -> Result<Drops, String> {
+    match text {
+        "also" => Ok(Drops::Also),
+        "only" => Ok(Drops::Only),
+        _ => Err("dropped frames are captured 'also' or 'only'".to_owned()),
+    }
+}
+
+/// A time: a number with a unit of s, m or h; seconds without one.
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is no time such as 500ms, 30s, 15m or 2h");
+    let (number, unit) = split_unit(text);
+    let seconds = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    match Duration::try_from_secs_f64(number * seconds) {
+        Ok(time) if !time.is_zero() => Ok(time),
+        _ => Err(wrong()),
+    }
+}
+
+/// A size: a number of bytes, or of units of 1000 (k, M, G) or 1024 (Ki, Mi, Gi).
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is no size such as 500k, 64M or 2G");
+    let (number, unit) = split_unit(text);
+    let factor: u64 = match unit {
+        "" | "B" => 1,
+        "k" | "K" | "kB" => 1000,
+        "M" | "MB" => 1_000_000,
+        "G" | "GB" => 1_000_000_000,
+        "Ki" | "KiB" => 1 << 10,
+        "Mi" | "MiB" => 1 << 20,
+        "Gi" | "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    match number.checked_mul(factor) {
+        Some(size) if size > 0 => Ok(size),
+        _ => Err(wrong()),
+    }
+}
+
+fn split_unit(text: &str) -> (&str, &str) {
+    let unit = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    text.split_at(unit.unwrap_or(text.len()))
 }
 
 fn parse_mode(text: &str) -> Result<Mode, String> {
@@ -164,5 +278,26 @@ fn parse_mode(text: &str) -> Result<Mode, String> {
         "hub" => Ok(Mode::Hub),
         "switch" => Ok(Mode::Switch),
         _ => Err("a domain is a 'hub' or a 'switch'".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes() {
+        assert_eq!(parse_time("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(parse_time("1.5m"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_time("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_time("7"), Ok(Duration::from_secs(7)));
+        assert_eq!(parse_size("64M"), Ok(64_000_000));
+        assert_eq!(parse_size("2Ki"), Ok(2048));
+        for wrong in ["", "s", "0", "-1s", "3 s", "1d", "1e400h", "nan"] {
+            assert!(parse_time(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["", "M", "0", "1.5M", "-2", "1T", "99999999999999G"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -11,6 +11,7 @@ mod config;
 mod control;
 mod daemon;
 mod datapath;
+mod pcapng;
 mod uml_switch;
 
 use std::io::IsTerminal;

@@ -1,10 +1,12 @@
 //! The netlab harness: real programs, started and watched by tests.
 //!
 //! Nothing here is a stand-in: [`switchd`] runs the daemon that was built, [`client`] speaks the uml_switch protocol
-//! over real sockets. Whatever a test starts has a guard that ends it, by process number, and looks for leftovers.
+//! over real sockets, [`capture`] reads what
+//! was captured with tshark. Whatever a test starts has a guard that ends it, by process number, and looks for leftovers.
 
 #![forbid(unsafe_code)]
 
+pub mod capture;
 pub mod client;
 pub mod frame;
 pub mod netns;

@@ -211,7 +211,7 @@ fn malformed_control_lines_change_nothing() {
         br#"{"op":"domain-add","domain":"B","mtu":1e99}"#,
         br#"{"op":"domain-rm","domain":"A"} {"op":"domain-rm","domain":"A"}"#,
         br#"{"op":"fdb-add","domain":"A","mac":"not a mac","port":1}"#,
-        br#"{"op":"capture","domain":"A"}"#,
+        br#"{"op":"capture","domains":["A"]}"#,
         br#"{"op":"capture-stop"}"#,
         b"\x00\xff\xfe\x80\x80",
     ] {

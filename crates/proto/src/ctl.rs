@@ -63,21 +63,59 @@ pub enum Request {
     },
     /// Counters of the daemon and its domains. Reply: [`Reply::Stats`].
     Stats,
-    /// Captures a domain into the descriptor sent with this line (`SCM_RIGHTS`), as pcapng, until
+    /// Captures domains into the descriptor sent with this line (`SCM_RIGHTS`), as one pcapng file, until
     /// [`Request::CaptureStop`] or the end of the connection. Reply: [`Reply::Done`] once capturing. A capture that
-    /// ends by itself (the file cannot be written, the domain is gone) is reported by a line nobody asked for:
-    /// [`Reply::Captured`] or [`Reply::Error`].
-    Capture {
-        /// The domain.
-        domain: DomainName,
-        /// Bytes kept of each frame; all of it if absent.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        snap_len_bytes: Option<u32>,
-    },
+    /// ends by itself (it has its count, the file cannot be written, the domains are gone) is reported by a line
+    /// nobody asked for: [`Reply::Captured`] or [`Reply::Error`].
+    Capture(CaptureSpec),
     /// Ends this connection's capture. Reply: [`Reply::Captured`].
     CaptureStop,
     /// Ends the daemon. Reply: [`Reply::Done`].
     Shutdown,
+}
+
+/// What is captured.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaptureSpec {
+    /// The domains; all there are if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub domains: Vec<DomainName>,
+    /// Ports of these domains, by number; all if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u32>,
+    /// Bytes kept of each frame; all of it if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snap_len_bytes: Option<u32>,
+    /// The program that decides which frames are kept; all are without one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filter: Vec<FilterInstruction>,
+    /// The filter in words, for the file.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub filter_text: String,
+    /// Frames after which the capture ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// Whether dropped frames are captured.
+    #[serde(default)]
+    pub drops: Drops,
+}
+
+/// An instruction of classic BPF: `[code, jt, jf, k]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FilterInstruction(pub u16, pub u8, pub u8, pub u32);
+
+/// Whether a capture has the frames the fabric dropped; each has the reason as its comment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Drops {
+    /// No.
+    #[default]
+    No,
+    /// They too.
+    Also,
+    /// They alone.
+    Only,
 }
 
 /// What a domain is made with.

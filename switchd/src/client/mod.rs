@@ -1,7 +1,9 @@
 //! The commands that ask a running daemon.
 
 mod capture;
+mod convert;
 mod report;
+mod rotate;
 
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -129,12 +131,15 @@ impl Connection {
 
     /// Sends a request and waits for its reply; a refusal is an error.
     pub(crate) fn ask(&mut self, request: &Request) -> anyhow::Result<Reply> {
-        let line = line(request)?;
-        self.stream
-            .get_ref()
-            .write_all(&line)
-            .context("cannot ask switchd")?;
+        self.tell(request)?;
         self.reply()
+    }
+
+    /// Sends a request whose reply is waited for later.
+    pub(crate) fn tell(&mut self, request: &Request) -> anyhow::Result<()> {
+        let line = line(request)?;
+        let mut stream = self.stream.get_ref();
+        stream.write_all(&line).context("cannot ask switchd")
     }
 
     /// The same, with a descriptor.

@@ -5,6 +5,7 @@
 
 pub(crate) mod accept;
 pub(crate) mod bess;
+pub(crate) mod captures;
 pub(crate) mod compat;
 pub(crate) mod domain;
 pub(crate) mod handshake;
@@ -12,3 +13,4 @@ pub(crate) mod peer;
 pub(crate) mod recorder;
 pub(crate) mod registry;
 pub(crate) mod server;
+pub(crate) mod sink;

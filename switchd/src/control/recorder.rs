@@ -1,44 +1,70 @@
-//! The thread that writes a capture: pcapng, one interface per port, time in nanoseconds, direction inbound.
+//! The thread that writes a capture: a section header, then what the data path has made, then the statistics.
+//!
+//! One domain's chunks are written as they are. With several, frames are put in the order of their times: each waits
+//! for [`LAG`], in which whatever was seen before it has arrived from the other domains.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::time::{Duration, SystemTime};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-use fabric::PortId;
-use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
-use pcap_file::pcapng::blocks::interface_description::{
-    InterfaceDescriptionBlock, InterfaceDescriptionOption,
-};
-use pcap_file::pcapng::blocks::interface_statistics::{InterfaceStatisticsBlock, InterfaceStatisticsOption};
-use pcap_file::pcapng::{PcapNgBlock, PcapNgWriter};
-use pcap_file::{DataLink, PcapError};
 use proto::ctl::Captured;
 
-use crate::datapath::capture::{Drain, Record, records};
+use super::sink::Sink;
+use crate::datapath::capture::{Drain, Next, now};
+use crate::pcapng;
 
-/// Bytes collected before they are written, unless there is nothing more to collect.
+/// Time from a frame's stamp to its arrival here, at most: that of a batch, and of a thread that had to wait for a
+/// processor in between. A frame that comes later still is given the time of the one before it.
+const LAG: Duration = Duration::from_millis(20);
+
+/// With one domain there is nothing to wait for but the next chunk.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Bytes of merged frames that are written together.
 const BUFFER_BYTES: usize = 256 * 1024;
-
-/// `epb_flags`: the frame came in from the port (pcapng, section 4.3.1).
-const INBOUND: u32 = 1;
-
-/// `if_tsresol`: units of 10^-9 s.
-const NANOSECONDS: u8 = 9;
 
 /// What to write, and where to.
 pub(crate) struct Recorder {
-    pub(crate) domain: String,
-    pub(crate) snap_len: u32,
     pub(crate) drain: Drain,
     pub(crate) file: File,
+    /// Frames after which the capture ends.
+    pub(crate) limit: Option<u64>,
+    /// Nobody waits for the end of the file any more.
+    pub(crate) abandoned: Arc<AtomicBool>,
 }
 
-/// One interface of the file.
-struct Interface {
-    number: u32,
+/// Why a capture could not go on, and what it had taken until then.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the capture any further, {frames} frames are saved")]
+pub(crate) struct Broken {
     frames: u64,
+    #[source]
+    pub(crate) source: io::Error,
+}
+
+/// One domain's part of the capture.
+#[derive(Default)]
+struct Source {
+    /// Chunks that are not written yet; the first from `at` on.
+    chunks: VecDeque<Vec<u8>>,
+    at: usize,
+    /// The interfaces' numbers in the file, by those of the feed.
+    interfaces: Vec<u32>,
+}
+
+/// The work in hand.
+struct Work {
+    drain: Drain,
+    sink: Sink,
+    sources: Vec<Source>,
+    interfaces: u32,
+    written: u64,
+    limit: Option<u64>,
+    merged: Vec<u8>,
+    last: Duration,
 }
 
 impl Recorder {
@@ -46,134 +72,181 @@ impl Recorder {
     ///
     /// # Errors
     /// The first failed write; what was written before is a valid file.
-    pub(crate) fn run(self) -> io::Result<Captured> {
+    pub(crate) fn run(self) -> Result<Captured, Broken> {
         let Self {
-            domain,
-            snap_len,
             drain,
             file,
+            limit,
+            abandoned,
         } = self;
-        let mut output = Output::new(file)?;
-        let mut interfaces: BTreeMap<PortId, Interface> = BTreeMap::new();
-        let mut closed: Vec<Interface> = Vec::new();
-        while let Some(chunk) = drain.next() {
-            let mut next = Some(chunk);
-            while let Some(chunk) = next {
-                for record in records(&chunk) {
-                    match record {
-                        Record::Port { id, name } => {
-                            let number = u32::try_from(interfaces.len() + closed.len()).unwrap_or(u32::MAX);
-                            output.interface(&domain, snap_len, id, name)?;
-                            closed.extend(interfaces.insert(id, Interface { number, frames: 0 }));
-                        }
-                        Record::Frame {
-                            id,
-                            time,
-                            wire_len,
-                            bytes,
-                        } => {
-                            let Some(interface) = interfaces.get_mut(&id) else {
-                                continue;
-                            };
-                            output.frame(interface.number, time, wire_len, bytes)?;
-                            interface.frames += 1;
-                        }
-                    }
-                }
-                drain.give_back(chunk);
-                next = drain.try_next();
+        let mut work = Work {
+            sources: (0..drain.sources()).map(|_| Source::default()).collect(),
+            drain,
+            sink: Sink::new(file, abandoned),
+            interfaces: 0,
+            written: 0,
+            limit,
+            merged: Vec::new(),
+            last: Duration::ZERO,
+        };
+        let result = work.run();
+        result.map_err(|source| Broken {
+            frames: work.written,
+            source,
+        })
+    }
+}
+
+impl Work {
+    fn run(&mut self) -> io::Result<Captured> {
+        // Begins the file at once: whoever reads along sees that the capture is on.
+        let mut header = Vec::new();
+        pcapng::section(&mut header);
+        self.sink.write(&header)?;
+        let single = self.sources.len() == 1;
+        while !self.is_full() {
+            let mut next = self.drain.next(if single { PATIENCE } else { LAG });
+            if matches!(next, Next::End) {
+                break;
             }
-            output.flush()?;
+            while let Next::Chunk(source, chunk) = next {
+                if single {
+                    let end = self.walk(source, &chunk);
+                    self.sink.write(&chunk[..end])?;
+                    self.drain.give_back(source, chunk);
+                } else {
+                    self.sources[source].chunks.push_back(chunk);
+                }
+                if self.is_full() {
+                    break;
+                }
+                next = self.drain.next(Duration::ZERO);
+            }
+            if !single {
+                self.merge(now().saturating_sub(LAG))?;
+            }
         }
-        closed.extend(interfaces.into_values());
-        let captured = Captured {
-            frames: closed.iter().map(|interface| interface.frames).sum(),
-            dropped: drain.dropped(),
+        self.finish(single)
+    }
+
+    fn is_full(&self) -> bool {
+        self.limit.is_some_and(|limit| self.written >= limit)
+    }
+
+    /// Counts what is in a chunk of the only domain; returns how far it is to be written.
+    fn walk(&mut self, source: usize, chunk: &[u8]) -> usize {
+        let mut rest = chunk;
+        while let Some((block, next)) = pcapng::split(rest) {
+            match block.kind {
+                pcapng::INTERFACE => {
+                    self.sources[source].interfaces.push(self.interfaces);
+                    self.interfaces += 1;
+                }
+                pcapng::PACKET if self.is_full() => break,
+                pcapng::PACKET => self.written += 1,
+                _ => {}
+            }
+            rest = next;
+        }
+        chunk.len() - rest.len()
+    }
+
+    /// Writes the waiting frames of all domains, in order, up to a time.
+    fn merge(&mut self, until: Duration) -> io::Result<()> {
+        while !self.is_full() {
+            let fronts = self.sources.iter().enumerate();
+            let times = fronts.filter_map(|(index, source)| Some((source.time()?, index)));
+            let Some((time, index)) = times.min() else { break };
+            if time > until {
+                break;
+            }
+            self.merge_one(index);
+            if self.merged.len() >= BUFFER_BYTES {
+                self.sink.write(&std::mem::take(&mut self.merged))?;
+            }
+        }
+        self.sink.write(&self.merged)?;
+        self.merged.clear();
+        Ok(())
+    }
+
+    /// Moves the first block of a domain to the file.
+    fn merge_one(&mut self, index: usize) {
+        let source = &mut self.sources[index];
+        let Some(chunk) = source.chunks.front() else {
+            return;
         };
-        for interface in &closed {
-            output.statistics(interface, captured.dropped)?;
-        }
-        output.flush()?;
-        Ok(captured)
-    }
-}
-
-/// The file, block by block.
-struct Output(PcapNgWriter<BufWriter<File>>);
-
-impl Output {
-    /// Begins the file: whoever reads along sees at once that the capture is on.
-    fn new(file: File) -> io::Result<Self> {
-        let writer = PcapNgWriter::new(BufWriter::with_capacity(BUFFER_BYTES, file)).map_err(io_error)?;
-        let mut output = Self(writer);
-        output.flush()?;
-        Ok(output)
-    }
-
-    fn interface(&mut self, domain: &str, snaplen: u32, id: PortId, name: &str) -> io::Result<()> {
-        let name = if name.is_empty() {
-            format!("{domain}:{id}")
+        let Some((block, rest)) = pcapng::split(&chunk[source.at..]) else {
+            return;
+        };
+        let start = self.merged.len();
+        self.merged.extend_from_slice(block.bytes);
+        if block.kind == pcapng::INTERFACE {
+            source.interfaces.push(self.interfaces);
+            self.interfaces += 1;
         } else {
-            format!("{domain}:{id} {name}")
-        };
-        let options = vec![
-            InterfaceDescriptionOption::IfName(Cow::Owned(name)),
-            InterfaceDescriptionOption::IfTsResol(NANOSECONDS),
-        ];
-        self.write(InterfaceDescriptionBlock {
-            linktype: DataLink::ETHERNET,
-            snaplen,
-            options,
+            let interface = source.interfaces.get(block.interface() as usize).copied();
+            pcapng::set_interface(&mut self.merged, start, interface.unwrap_or(0));
+            self.last = self.last.max(block.time());
+            pcapng::set_time(&mut self.merged, start, self.last);
+            self.written += 1;
+        }
+        source.at = chunk.len() - rest.len();
+        if rest.is_empty()
+            && let Some(chunk) = source.chunks.pop_front()
+        {
+            source.at = 0;
+            self.drain.give_back(index, chunk);
+        }
+    }
+
+    /// Writes what the feeds have left behind, and the sums.
+    fn finish(&mut self, single: bool) -> io::Result<Captured> {
+        let mut tallies = Vec::new();
+        for source in 0..self.sources.len() {
+            let report = self.drain.report(source);
+            if single {
+                let end = self.walk(source, &report.rest);
+                self.sink.write(&report.rest[..end])?;
+            } else if !report.rest.is_empty() {
+                self.sources[source].chunks.push_back(report.rest);
+            }
+            tallies.push(report.tallies);
+        }
+        if !single {
+            self.merge(Duration::MAX)?;
+        }
+        let mut sums = Vec::new();
+        for (source, tallies) in self.sources.iter().zip(tallies) {
+            for (number, &interface) in source.interfaces.iter().enumerate() {
+                // At its limit a capture ends before its feeds: their sums would be of another time.
+                if self.limit.is_none() {
+                    let tally = tallies.get(number).copied().unwrap_or_default();
+                    sums.push((interface, tally));
+                }
+            }
+        }
+        sums.sort_by_key(|&(interface, _)| interface);
+        let mut blocks = Vec::new();
+        for (interface, tally) in &sums {
+            pcapng::statistics(&mut blocks, *interface, now(), tally);
+        }
+        self.sink.write(&blocks)?;
+        Ok(Captured {
+            frames: self.written,
+            dropped: self.drain.dropped(),
         })
-    }
-
-    fn frame(
-        &mut self,
-        interface_id: u32,
-        timestamp: Duration,
-        original_len: u32,
-        bytes: &[u8],
-    ) -> io::Result<()> {
-        let options = vec![EnhancedPacketOption::Flags(INBOUND)];
-        self.write(EnhancedPacketBlock {
-            interface_id,
-            timestamp,
-            original_len,
-            data: Cow::Borrowed(bytes),
-            options,
-        })
-    }
-
-    /// The drops are those of the whole capture: a frame that finds no room is not told apart by port.
-    fn statistics(&mut self, interface: &Interface, dropped: u64) -> io::Result<()> {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        // The upper half stands first in the file, whatever the byte order (pcapng, section 4.3).
-        let timestamp = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX).rotate_left(32);
-        let options = vec![
-            InterfaceStatisticsOption::IsbIfRecv(interface.frames),
-            InterfaceStatisticsOption::IsbIfDrop(dropped),
-        ];
-        self.write(InterfaceStatisticsBlock {
-            interface_id: interface.number,
-            timestamp,
-            options,
-        })
-    }
-
-    fn write<'a>(&mut self, block: impl PcapNgBlock<'a>) -> io::Result<()> {
-        self.0.write_pcapng_block(block).map(drop).map_err(io_error)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.get_mut().flush()
     }
 }
 
-fn io_error(error: PcapError) -> io::Error {
-    match error {
-        PcapError::IoError(error) => error,
-        other => io::Error::other(other),
+impl Source {
+    /// When its first block is due: at once if it is no frame.
+    fn time(&self) -> Option<Duration> {
+        let (block, _) = pcapng::split(self.chunks.front()?.get(self.at..)?)?;
+        Some(if block.kind == pcapng::PACKET {
+            block.time()
+        } else {
+            Duration::ZERO
+        })
     }
 }

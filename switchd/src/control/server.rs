@@ -1,25 +1,22 @@
 //! The control socket: one JSON request and one JSON reply a line (`docs/control.md`).
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use fabric::{MacAddr, PortId};
 use proto::DomainName;
-use proto::ctl::{Captured, Error, FdbRow, LONGEST_LINE, PortRow, Reply, Request, Stats};
+use proto::ctl::{CaptureSpec, Error, FdbRow, LONGEST_LINE, PortRow, Reply, Request, Stats};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
+use super::captures::Capture;
 use super::domain::{Domain, drops};
 use super::peer;
-use super::recorder::Recorder;
 use super::registry::{Registry, failed, invalid};
 use crate::datapath::PortSnapshot;
-use crate::datapath::capture::{self, FeedId};
 
 /// Serves clients of the control socket.
 pub(crate) async fn serve(registry: Arc<Registry>, listener: UnixListener, shutdown: Arc<Notify>) {
@@ -49,13 +46,6 @@ struct Client {
     capture: Option<Capture>,
 }
 
-/// A running capture of this connection.
-struct Capture {
-    domain: Arc<Domain>,
-    feed: FeedId,
-    result: oneshot::Receiver<io::Result<Captured>>,
-}
-
 impl Client {
     fn new(registry: Arc<Registry>, stream: UnixStream, shutdown: Arc<Notify>) -> Self {
         registry.client_came();
@@ -78,9 +68,7 @@ impl Client {
             }
             _ => self.registry.refuse_control("foreign-user"),
         }
-        if let Some(capture) = self.capture.take() {
-            self.registry.remove_capture(&capture.domain, capture.feed);
-        }
+        self.capture = None;
         for domain in self.holds.into_values() {
             self.registry.let_go(&domain).await;
         }
@@ -117,7 +105,7 @@ impl Client {
                         return Ok(None);
                     }
                 }
-                reply = ended(&self.registry, &mut self.capture) => self.send(&reply).await?,
+                reply = ended(&mut self.capture) => self.send(&reply).await?,
             }
         }
     }
@@ -198,10 +186,7 @@ impl Client {
                     domains,
                 }))
             }
-            Request::Capture {
-                domain,
-                snap_len_bytes,
-            } => self.capture(&domain, snap_len_bytes),
+            Request::Capture(spec) => self.capture(&spec),
             Request::CaptureStop => unreachable!("taken by the caller"),
             Request::Shutdown => {
                 self.shutdown.notify_one();
@@ -230,66 +215,33 @@ impl Client {
         Ok(Reply::Ports(rows))
     }
 
-    fn capture(&mut self, name: &DomainName, snap_len_bytes: Option<u32>) -> Result<Reply, Error> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+    fn capture(&mut self, spec: &CaptureSpec) -> Result<Reply, Error> {
         let file = self.fds.pop_front();
-        let domain = self.registry.find(name)?;
-        let file = file.ok_or_else(|| invalid("a capture needs the descriptor to write to".to_owned()))?;
         if self.capture.is_some() {
             return Err(invalid("this connection has a capture already".to_owned()));
         }
-        let feed_id = FeedId(NEXT.fetch_add(1, Ordering::Relaxed));
-        let snap_len = snap_len_bytes.unwrap_or(0);
-        let kept = if snap_len == 0 {
-            usize::MAX
-        } else {
-            snap_len as usize
-        };
-        let (feed, drain) = capture::pair(feed_id, kept);
-        let recorder = Recorder {
-            domain: name.to_string(),
-            snap_len,
-            drain,
-            file: File::from(file),
-        };
-        let (done, result) = oneshot::channel();
-        std::thread::Builder::new()
-            .name(format!("capture-{name}"))
-            .spawn(move || drop(done.send(recorder.run())))
-            .map_err(|error| failed(format!("cannot start the capture of domain {name}: {error}")))?;
-        self.registry.add_capture(&domain, feed);
-        self.capture = Some(Capture {
-            domain,
-            feed: feed_id,
-            result,
-        });
+        let file = file.ok_or_else(|| invalid("a capture needs the descriptor to write to".to_owned()))?;
+        self.capture = Some(Capture::start(&self.registry, spec, file)?);
         Ok(Reply::Done)
     }
 
     async fn stop_capture(&mut self) -> Reply {
         match &self.capture {
-            Some(capture) => self.registry.remove_capture(&capture.domain, capture.feed),
+            Some(capture) => capture.stop(),
             None => return Reply::Error(invalid("this connection has no capture".to_owned())),
         }
-        ended(&self.registry, &mut self.capture).await
+        ended(&mut self.capture).await
     }
 }
 
-/// Waits for the end of the capture, asked for or not (its file is full, its reader or its domain is gone), and says
-/// how it went. Without a capture, waits for ever.
-async fn ended(registry: &Registry, capture: &mut Option<Capture>) -> Reply {
-    let Some(Capture { domain, feed, result }) = capture.as_mut() else {
+/// Waits for the end of the capture, asked for or not, and says how it went. Without a capture, waits for ever.
+async fn ended(capture: &mut Option<Capture>) -> Reply {
+    let Some(running) = capture.as_mut() else {
         return std::future::pending().await;
     };
-    let result = result.await;
-    // A recorder that has failed leaves its feed behind.
-    registry.remove_capture(domain, *feed);
+    let result = running.ended().await;
     *capture = None;
-    match result {
-        Ok(Ok(captured)) => Reply::Captured(captured),
-        Ok(Err(error)) => Reply::Error(failed(format!("cannot write the capture: {error}"))),
-        Err(_) => Reply::Error(failed("the capture has ended early".to_owned())),
-    }
+    result.map_or_else(Reply::Error, Reply::Captured)
 }
 
 /// Reads what has arrived, and the descriptors that came with it.

@@ -1,84 +1,148 @@
 //! Handing captured frames to the thread that writes them: one copy, bounded, never a wait.
 //!
-//! A [`Feed`] (data path) and a [`Drain`] (recorder) share a fixed number of chunks that go round between them. While
-//! the recorder is behind, the feed fills its current chunk to the end; then it counts what it cannot keep.
-//!
-//! A chunk is a row of records in the order of capture:
+//! A [`Feed`] for each domain (data path) and one [`Drain`] (recorder) make a capture. A feed copies frames into a
+//! chunk, already as the blocks of a pcapng file, and the chunks go round:
 //!
 //! ```text
-//! port:   PORT  u8 | port u32 | length u16 | name            before the first frame of a port
-//! frame:  FRAME u8 | port u32 | time u64 ns | wire u32 | kept u32 | bytes
+//!            chunk in the making        full or wanted
+//! frames ->  Feed -------------------------------------> Drain -> file
+//!              ^                                           |
+//!              +-------------------------------------------+
+//!                                empty
 //! ```
+//!
+//! While the recorder has something to do, the feed fills its chunk to the end; while it has not, each batch is handed
+//! over at once. A feed makes chunks as it needs them, up to a limit; then it counts what it cannot keep.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use fabric::{Batch, FrameSet, PortId};
+use fabric::{Batch, DropReason, Filter, FrameSet, Plan, PortId};
 
 use super::port::Port;
+use crate::pcapng::{self, Direction, Packet, Tally};
 
-/// Bytes of a chunk, and how many go round: 16 MiB a capture at most, allocated as far as they are used.
+/// Bytes of a chunk: larger than the largest frame, small enough to stay in a processor's cache.
 const CHUNK_BYTES: usize = 256 * 1024;
-const CHUNKS: usize = 64;
 
-const PORT: u8 = 0;
-const FRAME: u8 = 1;
-const FRAME_HEADER: usize = 21;
+/// Chunks of a capture: 32 MiB, the load of a busy domain for as long as a recorder may have to wait for a processor.
+const CHUNKS: usize = 128;
+
+/// A capture of very many domains still has so many chunks for each.
+const FEWEST_CHUNKS: usize = 8;
+
+/// With fewer chunks than this on their way, the recorder is waiting or about to.
+const IDLE: usize = 2;
 
 /// Names a capture.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct FeedId(pub(crate) u64);
 
-/// The data path's end.
+/// Which of a domain's frames are captured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Which {
+    /// Those it takes in.
+    Carried,
+    /// Those and the dropped ones.
+    All,
+    /// The dropped ones alone.
+    Dropped,
+}
+
+/// What is captured of each domain.
+pub(crate) struct Wanted {
+    pub(crate) which: Which,
+    /// Bytes kept of each frame.
+    pub(crate) snap_len: usize,
+    /// Ports whose frames are captured; all if empty.
+    pub(crate) ports: Vec<PortId>,
+    pub(crate) filter: Option<Filter>,
+    /// The filter in words.
+    pub(crate) filter_text: String,
+}
+
+impl Wanted {
+    fn selects(&self, port: PortId) -> bool {
+        self.ports.is_empty() || self.ports.contains(&port)
+    }
+}
+
+/// The data path's end, one for each domain.
 pub(crate) struct Feed {
     id: FeedId,
-    snap_len: usize,
+    source: usize,
+    domain: String,
+    wanted: Arc<Wanted>,
     chunk: Vec<u8>,
-    full: SyncSender<Vec<u8>>,
+    full: SyncSender<(usize, Vec<u8>)>,
     empty: Receiver<Vec<u8>>,
-    dropped: Arc<AtomicU64>,
-    /// Serial number of the port that was announced last under each number.
-    announced: Vec<u64>,
+    /// Chunks that may still be made.
+    spare: usize,
+    shared: Arc<Shared>,
+    /// The interface of each port, and the serial number of the port it was announced for.
+    interfaces: Vec<(u64, u32)>,
+    tallies: Vec<Tally>,
     last: Duration,
+}
+
+/// What the two ends of one domain have in common.
+#[derive(Default)]
+struct Shared {
+    dropped: AtomicU64,
+    /// Chunks with the drain.
+    under_way: AtomicUsize,
+    /// Left behind by a feed that has ended. Locked twice in its life, by each end.
+    report: Mutex<Report>,
+}
+
+/// The last words of a feed.
+#[derive(Default)]
+pub(crate) struct Report {
+    /// The last chunk, if it could not be handed over.
+    pub(crate) rest: Vec<u8>,
+    /// What each interface has seen, in the order they were announced.
+    pub(crate) tallies: Vec<Tally>,
 }
 
 /// The recorder's end.
 pub(crate) struct Drain {
-    full: Receiver<Vec<u8>>,
-    empty: SyncSender<Vec<u8>>,
-    dropped: Arc<AtomicU64>,
+    full: Receiver<(usize, Vec<u8>)>,
+    sources: Vec<(SyncSender<Vec<u8>>, Arc<Shared>)>,
 }
 
-/// Makes the two ends of a capture that keeps at most `snap_len` bytes of each frame.
-pub(crate) fn pair(id: FeedId, snap_len: usize) -> (Feed, Drain) {
-    // One chunk is with the feed, the others wait in `empty`: a chunk that can be taken can also be sent.
-    let (full_tx, full_rx) = sync_channel(CHUNKS);
-    let (empty_tx, empty_rx) = sync_channel(CHUNKS);
-    for _ in 1..CHUNKS {
-        // The channel has room for all of them and its other end is here.
-        let _ = empty_tx.send(Vec::new());
+/// Makes the two ends of a capture of these domains.
+pub(crate) fn feeds(id: FeedId, domains: &[String], wanted: &Arc<Wanted>) -> (Vec<Feed>, Drain) {
+    let chunks = (CHUNKS / domains.len().max(1)).max(FEWEST_CHUNKS);
+    // No more chunks exist than the channels have room for.
+    let (full, drain_full) = sync_channel(chunks * domains.len().max(1));
+    let mut feeds = Vec::new();
+    let mut sources = Vec::new();
+    for (source, domain) in domains.iter().enumerate() {
+        let (give_back, empty) = sync_channel(chunks);
+        let shared = Arc::<Shared>::default();
+        sources.push((give_back, Arc::clone(&shared)));
+        feeds.push(Feed {
+            id,
+            source,
+            domain: domain.clone(),
+            wanted: Arc::clone(wanted),
+            chunk: Vec::new(),
+            full: full.clone(),
+            empty,
+            spare: chunks,
+            shared,
+            interfaces: Vec::new(),
+            tallies: Vec::new(),
+            last: Duration::ZERO,
+        });
     }
-    let dropped = Arc::new(AtomicU64::new(0));
-    let feed = Feed {
-        id,
-        snap_len,
-        chunk: Vec::new(),
-        full: full_tx,
-        empty: empty_rx,
-        dropped: Arc::clone(&dropped),
-        announced: Vec::new(),
-        last: Duration::ZERO,
+    let drain = Drain {
+        full: drain_full,
+        sources,
     };
-    (
-        feed,
-        Drain {
-            full: full_rx,
-            empty: empty_tx,
-            dropped,
-        },
-    )
+    (feeds, drain)
 }
 
 impl Feed {
@@ -86,226 +150,404 @@ impl Feed {
         self.id
     }
 
-    /// Takes a copy of frames that came in from a port.
-    pub(crate) fn offer(&mut self, batch: &Batch, frames: FrameSet, id: PortId, port: &Port) {
+    /// Takes a copy of frames that came in from a port. True if some of them wait to be handed over.
+    pub(super) fn offer(
+        &mut self,
+        batch: &Batch,
+        plan: &Plan,
+        ingress: PortId,
+        ports: &[Option<Port>],
+    ) -> bool {
+        self.stamp();
+        let wanted = Arc::clone(&self.wanted);
+        let mut carried = plan.accepted();
+        if wanted.which != Which::Carried {
+            for (reason, frames) in plan.discarded() {
+                carried = carried.without(frames);
+                if wanted.selects(ingress) {
+                    self.take(batch, frames, ingress, ports, Direction::In, Some(reason));
+                }
+            }
+        }
+        if wanted.which != Which::Dropped {
+            if wanted.selects(ingress) {
+                self.take(batch, carried, ingress, ports, Direction::In, None);
+            } else {
+                // A frame is captured once: with several of these ports to go to, for the first of them.
+                for &egress in &wanted.ports {
+                    let frames = carried & plan.frames_for(egress);
+                    carried = carried.without(frames);
+                    self.take(batch, frames, egress, ports, Direction::Out, None);
+                }
+            }
+        }
+        self.hand_over()
+    }
+
+    /// Takes a copy of frames that were dropped on their way out to a port. True if some of them wait to be handed over.
+    pub(super) fn lost(
+        &mut self,
+        batch: &Batch,
+        frames: FrameSet,
+        reason: DropReason,
+        egress: PortId,
+        ports: &[Option<Port>],
+    ) -> bool {
+        if self.wanted.which == Which::Carried || !self.wanted.selects(egress) {
+            return false;
+        }
+        self.stamp();
+        self.take(batch, frames, egress, ports, Direction::Out, Some(reason));
+        self.hand_over()
+    }
+
+    /// The wall clock may be set back; times in a capture never go back.
+    fn stamp(&mut self) {
+        self.last = self.last.max(now());
+    }
+
+    fn take(
+        &mut self,
+        batch: &Batch,
+        frames: FrameSet,
+        id: PortId,
+        ports: &[Option<Port>],
+        direction: Direction,
+        reason: Option<DropReason>,
+    ) {
         if frames.is_empty() {
             return;
         }
-        // The wall clock may be set back; times in a capture never go back.
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        self.last = self.last.max(now);
-        self.announce(id, port);
+        let Some(port) = ports.get(id.index()).and_then(Option::as_ref) else {
+            return;
+        };
+        let Some(interface) = self.interface(id, port.serial, &port.identity.name) else {
+            self.count_dropped(frames.len());
+            return;
+        };
+        let comment = reason.map_or("", comment);
         for index in frames.iter() {
-            self.record(id, batch.frame(index), batch.wire_len(index));
+            let frame = batch.frame(index);
+            self.record(Packet {
+                interface,
+                time: self.last,
+                wire_len: batch.wire_len(index),
+                bytes: frame,
+                direction,
+                comment,
+            });
         }
-        self.hand_over();
     }
 
-    fn announce(&mut self, id: PortId, port: &Port) {
-        if self.announced.len() <= id.index() {
-            self.announced.resize(id.index() + 1, 0);
-        }
-        let name = port.identity.name.as_bytes();
-        let name = &name[..name.len().min(usize::from(u8::MAX))];
-        if self.announced[id.index()] == port.serial || !self.make_room(7 + name.len()) {
+    fn record(&mut self, packet: Packet<'_>) {
+        let tally = &mut self.tallies[packet.interface as usize];
+        tally.received += 1;
+        if let Some(filter) = &self.wanted.filter
+            && !filter.accepts(packet.bytes, packet.wire_len)
+        {
             return;
         }
-        self.announced[id.index()] = port.serial;
-        self.chunk.push(PORT);
-        self.chunk.extend_from_slice(&id.0.to_ne_bytes());
-        self.chunk
-            .extend_from_slice(&u16::try_from(name.len()).unwrap_or(0).to_ne_bytes());
-        self.chunk.extend_from_slice(name);
+        tally.accepted += 1;
+        let bytes = &packet.bytes[..packet.bytes.len().min(self.wanted.snap_len)];
+        if self.make_room(pcapng::packet_len(bytes.len(), packet.comment.len())) {
+            self.tallies[packet.interface as usize].written += 1;
+            pcapng::packet(&mut self.chunk, Packet { bytes, ..packet });
+        } else {
+            self.tallies[packet.interface as usize].dropped += 1;
+            self.count_dropped(1);
+        }
     }
 
-    fn record(&mut self, id: PortId, frame: &[u8], wire_len: usize) {
-        let kept = &frame[..frame.len().min(self.snap_len)];
-        if !self.make_room(FRAME_HEADER + kept.len()) {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-            return;
+    /// The interface of a port, announced if it is new; `None` if there is no room for that.
+    fn interface(&mut self, id: PortId, serial: u64, name: &str) -> Option<u32> {
+        if self.interfaces.len() <= id.index() {
+            self.interfaces.resize(id.index() + 1, (0, 0));
         }
-        let time = u64::try_from(self.last.as_nanos()).unwrap_or(u64::MAX);
-        self.chunk.push(FRAME);
-        self.chunk.extend_from_slice(&id.0.to_ne_bytes());
-        self.chunk.extend_from_slice(&time.to_ne_bytes());
-        self.chunk
-            .extend_from_slice(&u32::try_from(wire_len).unwrap_or(u32::MAX).to_ne_bytes());
-        self.chunk
-            .extend_from_slice(&u32::try_from(kept.len()).unwrap_or(u32::MAX).to_ne_bytes());
-        self.chunk.extend_from_slice(kept);
+        let (announced, interface) = self.interfaces[id.index()];
+        if announced == serial {
+            return Some(interface);
+        }
+        let mut name = &name[..name.floor_char_boundary(LONGEST_NAME)];
+        let domain = &self.domain;
+        let title = if name.is_empty() {
+            name = "unknown";
+            format!("{domain}:{id}")
+        } else {
+            format!("{domain}:{id} {name}")
+        };
+        let description = format!("domain {domain}, port {id}: {name}");
+        let room = 64 + title.len() + description.len() + self.wanted.filter_text.len();
+        if !self.make_room(room) {
+            return None;
+        }
+        let snap_len = u32::try_from(self.wanted.snap_len).unwrap_or(0);
+        let filter = &self.wanted.filter_text;
+        pcapng::interface(&mut self.chunk, &title, &description, snap_len, filter);
+        let interface = u32::try_from(self.tallies.len()).ok()?;
+        self.tallies.push(Tally::default());
+        self.interfaces[id.index()] = (serial, interface);
+        Some(interface)
     }
 
     /// Makes sure that so many bytes fit into the chunk; false if the recorder is too far behind.
     fn make_room(&mut self, bytes: usize) -> bool {
-        if self.chunk.capacity() == 0 {
-            self.chunk.reserve_exact(CHUNK_BYTES);
+        if self.chunk.capacity() > 0 && self.chunk.len() + bytes > CHUNK_BYTES {
+            self.swap();
         }
-        if self.chunk.len() + bytes > CHUNK_BYTES {
-            self.hand_over();
-            if self.chunk.capacity() == 0 {
-                self.chunk.reserve_exact(CHUNK_BYTES);
-            }
+        if self.chunk.capacity() == 0 {
+            let Some(chunk) = self.another() else { return false };
+            self.chunk = chunk;
         }
         self.chunk.len() + bytes <= CHUNK_BYTES
     }
 
+    /// Hands the chunk over if the recorder has nothing to do. True if something is left to be handed over.
+    pub(super) fn hand_over(&mut self) -> bool {
+        if !self.chunk.is_empty() && self.shared.under_way.load(Ordering::Relaxed) < IDLE {
+            self.swap();
+        }
+        !self.chunk.is_empty()
+    }
+
+    /// Hands the chunk over whatever the recorder does: nothing may come after it for long. True if that failed.
+    pub(super) fn flush(&mut self) -> bool {
+        if !self.chunk.is_empty() {
+            self.swap();
+        }
+        !self.chunk.is_empty()
+    }
+
     /// Hands the chunk over, if there is another to go on with.
-    fn hand_over(&mut self) {
-        if self.chunk.is_empty() {
-            return;
+    fn swap(&mut self) {
+        if let Some(next) = self.another() {
+            let chunk = std::mem::replace(&mut self.chunk, next);
+            self.send(chunk);
         }
-        let Ok(next) = self.empty.try_recv() else { return };
-        match self.full.try_send(std::mem::replace(&mut self.chunk, next)) {
+    }
+
+    /// An empty chunk: one that has come back, or a new one.
+    fn another(&mut self) -> Option<Vec<u8>> {
+        if let Ok(chunk) = self.empty.try_recv() {
+            return Some(chunk);
+        }
+        self.spare = self.spare.checked_sub(1)?;
+        Some(Vec::with_capacity(CHUNK_BYTES))
+    }
+
+    fn send(&mut self, chunk: Vec<u8>) {
+        self.shared.under_way.fetch_add(1, Ordering::Relaxed);
+        match self.full.try_send((self.source, chunk)) {
             Ok(()) => {}
-            // The recorder is gone; the control side will remove the feed.
-            Err(TrySendError::Disconnected(mut chunk) | TrySendError::Full(mut chunk)) => {
-                chunk.clear();
-                self.chunk = chunk;
-            }
+            // The recorder is gone; the control side is about to remove the feed.
+            Err(TrySendError::Disconnected(_) | TrySendError::Full(_)) => self.spare += 1,
         }
+    }
+
+    fn count_dropped(&self, frames: usize) {
+        self.shared.dropped.fetch_add(frames as u64, Ordering::Relaxed);
     }
 }
 
 impl Drop for Feed {
     fn drop(&mut self) {
-        // What is in the last chunk is worth a place: the recorder frees one or has ended.
-        self.hand_over();
-        if !self.chunk.is_empty() {
-            let lost = records(&self.chunk)
-                .filter(|record| matches!(record, Record::Frame { .. }))
-                .count();
-            self.dropped.fetch_add(lost as u64, Ordering::Relaxed);
-        }
+        let mut report = self.shared.report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.rest = std::mem::take(&mut self.chunk);
+        report.tallies = std::mem::take(&mut self.tallies);
     }
 }
 
-/// One record of a chunk.
-#[derive(PartialEq, Eq, Debug)]
-pub(crate) enum Record<'a> {
-    /// What a port is called from here on.
-    Port { id: PortId, name: &'a str },
-    /// A frame.
-    Frame {
-        id: PortId,
-        time: Duration,
-        wire_len: u32,
-        bytes: &'a [u8],
-    },
+/// What the drain waits for.
+pub(crate) enum Next {
+    /// A chunk, and the number of the domain it comes from.
+    Chunk(usize, Vec<u8>),
+    /// There was none in time.
+    Late,
+    /// There will be none: every feed has ended.
+    End,
 }
 
 impl Drain {
-    /// Waits for the next chunk; `None` when the capture has ended and all of it is taken.
-    pub(crate) fn next(&self) -> Option<Vec<u8>> {
-        self.full.recv().ok()
-    }
-
-    /// The next chunk if there is one already.
-    pub(crate) fn try_next(&self) -> Option<Vec<u8>> {
-        self.full.try_recv().ok()
+    /// Waits for the next chunk.
+    pub(crate) fn next(&self, time: Duration) -> Next {
+        match self.full.recv_timeout(time) {
+            Ok((source, chunk)) => Next::Chunk(source, chunk),
+            Err(RecvTimeoutError::Timeout) => Next::Late,
+            Err(RecvTimeoutError::Disconnected) => Next::End,
+        }
     }
 
     /// Gives a chunk back.
-    pub(crate) fn give_back(&self, mut chunk: Vec<u8>) {
+    pub(crate) fn give_back(&self, source: usize, mut chunk: Vec<u8>) {
         chunk.clear();
-        let _ = self.empty.try_send(chunk);
+        let (empty, shared) = &self.sources[source];
+        shared.under_way.fetch_sub(1, Ordering::Relaxed);
+        // A feed that has ended wants it no more.
+        let _ = empty.try_send(chunk);
     }
 
     /// Frames that found no room so far.
     pub(crate) fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        let dropped = |(_, shared): &(_, Arc<Shared>)| shared.dropped.load(Ordering::Relaxed);
+        self.sources.iter().map(dropped).sum()
+    }
+
+    /// How many domains there are.
+    pub(crate) fn sources(&self) -> usize {
+        self.sources.len()
+    }
+
+    /// What a feed has left behind; empty while it has not ended.
+    pub(crate) fn report(&self, source: usize) -> Report {
+        let shared = &self.sources[source].1;
+        std::mem::take(&mut *shared.report.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// The records of a chunk.
-pub(crate) fn records(mut chunk: &[u8]) -> impl Iterator<Item = Record<'_>> {
-    std::iter::from_fn(move || {
-        let (record, rest) = split_record(chunk)?;
-        chunk = rest;
-        Some(record)
-    })
+/// The time of day.
+pub(crate) fn now() -> Duration {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
-fn split_record(chunk: &[u8]) -> Option<(Record<'_>, &[u8])> {
-    let (&kind, rest) = chunk.split_first()?;
-    let (id, rest) = rest.split_first_chunk::<4>()?;
-    let id = PortId(u32::from_ne_bytes(*id));
-    if kind == PORT {
-        let (length, rest) = rest.split_first_chunk::<2>()?;
-        let (name, rest) = rest.split_at_checked(usize::from(u16::from_ne_bytes(*length)))?;
-        let name = std::str::from_utf8(name).unwrap_or_else(|error| {
-            // A long name was cut inside a character.
-            std::str::from_utf8(&name[..error.valid_up_to()]).unwrap_or_default()
-        });
-        return Some((Record::Port { id, name }, rest));
+/// What is said about a dropped frame.
+const fn comment(reason: DropReason) -> &'static str {
+    match reason {
+        DropReason::Runt => "dropped: runt",
+        DropReason::Giant => "dropped: giant",
+        DropReason::SamePort => "dropped: same-port",
+        DropReason::Detached => "dropped: detached",
+        DropReason::QueueFull => "dropped: queue-full",
+        DropReason::Bypassed => "dropped: bypassed",
+        DropReason::PeerGone => "dropped: peer-gone",
+        DropReason::TooBig => "dropped: too-big",
+        DropReason::NoBuffers => "dropped: no-buffers",
     }
-    let (time, rest) = rest.split_first_chunk::<8>()?;
-    let (wire_len, rest) = rest.split_first_chunk::<4>()?;
-    let (kept, rest) = rest.split_first_chunk::<4>()?;
-    let (bytes, rest) = rest.split_at_checked(u32::from_ne_bytes(*kept) as usize)?;
-    let frame = Record::Frame {
-        id,
-        time: Duration::from_nanos(u64::from_ne_bytes(*time)),
-        wire_len: u32::from_ne_bytes(*wire_len),
-        bytes,
-    };
-    Some((frame, rest))
 }
+
+/// Bytes of a port's name that are kept.
+const LONGEST_NAME: usize = 200;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn feed(feed: &mut Feed, frames: usize, bytes: usize) {
+    fn pair(snap_len: usize, filter: Option<Filter>) -> (Feed, Drain) {
+        let wanted = Wanted {
+            which: Which::Carried,
+            snap_len,
+            ports: Vec::new(),
+            filter,
+            filter_text: String::new(),
+        };
+        let (mut feeds, drain) = feeds(FeedId(1), &["A".to_owned()], &Arc::new(wanted));
+        (feeds.pop().unwrap(), drain)
+    }
+
+    fn give(feed: &mut Feed, frames: usize, bytes: usize) {
         feed.last = Duration::from_nanos(17);
+        let interface = feed.interface(PortId(3), 1, "pc1:eth0").unwrap();
         for n in 0..frames {
-            feed.record(PortId(3), &vec![u8::try_from(n % 251).unwrap(); bytes], bytes);
+            feed.record(Packet {
+                interface,
+                time: feed.last,
+                wire_len: bytes,
+                bytes: &vec![u8::try_from(n % 251).unwrap(); bytes],
+                direction: Direction::In,
+                comment: "",
+            });
         }
         feed.hand_over();
     }
 
+    /// Takes all there is; returns kept and real lengths.
+    fn take(drain: &Drain) -> Vec<(usize, u32)> {
+        let mut lengths = Vec::new();
+        let mut look = |mut rest: &[u8]| {
+            while let Some((block, next)) = pcapng::split(rest) {
+                rest = next;
+                if block.kind == pcapng::PACKET {
+                    assert_eq!((block.interface(), block.time()), (0, Duration::from_nanos(17)));
+                    lengths.push((block.frame().len(), block.wire_len()));
+                }
+            }
+            assert!(rest.is_empty());
+        };
+        loop {
+            match drain.next(Duration::from_secs(10)) {
+                Next::Chunk(source, chunk) => {
+                    look(&chunk);
+                    drain.give_back(source, chunk);
+                }
+                Next::Late => panic!("nothing comes"),
+                Next::End => break,
+            }
+        }
+        look(&drain.report(0).rest);
+        lengths
+    }
+
     #[test]
     fn frames_arrive_whole_and_in_order() {
-        let (mut a, b) = pair(FeedId(1), 1000);
-        feed(&mut a, 3, 60);
-        feed(&mut a, 1, 1514);
-        drop(a);
-        let mut lengths = Vec::new();
-        while let Some(chunk) = b.next() {
-            for record in records(&chunk) {
-                let Record::Frame {
-                    id,
-                    time,
-                    wire_len,
-                    bytes,
-                } = record
-                else {
-                    panic!("{record:?}")
-                };
-                assert_eq!((id, time), (PortId(3), Duration::from_nanos(17)));
-                lengths.push((bytes.len(), wire_len));
-            }
-            b.give_back(chunk);
-        }
-        assert_eq!(lengths, [(60, 60), (60, 60), (60, 60), (1000, 1514)]);
-        assert_eq!(b.dropped(), 0);
+        let (mut feed, drain) = pair(1000, None);
+        give(&mut feed, 3, 60);
+        give(&mut feed, 1, 1514);
+        give(&mut feed, 1, 61);
+        drop(feed);
+        let expected = [(60, 60), (60, 60), (60, 60), (1000, 1514), (61, 61)];
+        assert_eq!(take(&drain), expected);
+        assert_eq!(drain.dropped(), 0);
+    }
+
+    #[test]
+    fn what_the_filter_rejects_takes_no_room() {
+        let reject = Filter::new(vec![fabric::Instruction {
+            code: 6,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        }]);
+        let (mut feed, drain) = pair(usize::MAX, Some(reject.unwrap()));
+        give(&mut feed, 3, 60);
+        let tally = feed.tallies[0];
+        assert_eq!((tally.received, tally.accepted, tally.written), (3, 0, 0));
+        drop(feed);
+        assert!(take(&drain).is_empty());
     }
 
     #[test]
     fn a_recorder_that_stalls_costs_counted_frames_only() {
-        let (mut a, b) = pair(FeedId(1), usize::MAX);
+        let (mut feed, drain) = pair(usize::MAX, None);
         let offered = 2 * CHUNKS * CHUNK_BYTES / 1514;
         for _ in 0..offered / 64 {
-            feed(&mut a, 64, 1514);
+            give(&mut feed, 64, 1514);
         }
-        drop(a);
-        let mut kept = 0;
-        while let Some(chunk) = b.next() {
-            kept += records(&chunk).count();
-            b.give_back(chunk);
+        let tally = feed.tallies[0];
+        assert_eq!(tally.received, (offered / 64 * 64) as u64);
+        assert_eq!(tally.received, tally.written + tally.dropped);
+        drop(feed);
+        let kept = take(&drain).len() as u64;
+        assert!(kept > 0 && drain.dropped() > 0);
+        assert_eq!((kept, drain.dropped()), (tally.written, tally.dropped));
+    }
+
+    #[test]
+    fn a_recorder_that_keeps_up_needs_two_or_three_chunks() {
+        let (mut feed, drain) = pair(usize::MAX, None);
+        for _ in 0..1000 {
+            give(&mut feed, 64, 1514);
+            while let Next::Chunk(source, chunk) = drain.next(Duration::ZERO) {
+                drain.give_back(source, chunk);
+            }
         }
-        assert!(kept > 0 && b.dropped() > 0);
-        assert_eq!(kept as u64 + b.dropped(), (offered / 64 * 64) as u64);
+        assert!(feed.spare >= CHUNKS - 3, "{} chunks made", CHUNKS - feed.spare);
+        assert_eq!(drain.dropped(), 0);
+    }
+
+    #[test]
+    fn every_reason_has_its_comment() {
+        for reason in DropReason::ALL {
+            assert_eq!(comment(reason), format!("dropped: {}", reason.name()));
+        }
     }
 }

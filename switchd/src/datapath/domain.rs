@@ -8,7 +8,7 @@ use netio::poll::{Interest, Poller};
 use tokio::sync::oneshot;
 
 use super::capture::{Feed, FeedId};
-use super::flow::{Admission, Egress, LONGEST_HOLD, Verdict};
+use super::flow::{Admission, Egress, LONGEST_HOLD};
 use super::port::{Counters, Parcel, Port, Rx, Tx};
 use super::worker::{Context, Slot, token};
 use super::{NewPort, PortSnapshot, Snapshot};
@@ -52,7 +52,7 @@ impl Domain {
             .forward(&parcel.batch, ingress, context.fabric_now(), &mut plan);
         port.counters.drops.merge(plan.drops());
         for feed in &mut self.feeds {
-            feed.offer(&parcel.batch, plan.accepted(), ingress, port);
+            context.unsent |= feed.offer(&parcel.batch, &plan, ingress, &self.ports);
         }
         for (egress, frames) in plan.egress() {
             let kept = self.send(&parcel.batch, frames, ingress, egress, context);
@@ -80,18 +80,22 @@ impl Domain {
             return FrameSet::EMPTY;
         };
         let rest = match port.egress.admit(context.now) {
-            Admission::Bypass => return port.discard(frames, DropReason::Bypassed),
+            Admission::Bypass => return self.discard(batch, frames, egress, DropReason::Bypassed, context),
             Admission::Wait => frames,
-            Admission::Send => match port.tx(batch, frames) {
+            Admission::Send => match self.tx(batch, frames, egress, context) {
                 Tx::Done => return FrameSet::EMPTY,
-                Tx::Full(rest) if context.hold.is_zero() => return port.discard(rest, DropReason::QueueFull),
+                Tx::Full(rest) if context.hold.is_zero() => {
+                    return self.discard(batch, rest, egress, DropReason::QueueFull, context);
+                }
                 Tx::Full(rest) => rest,
                 Tx::Closed(rest) => {
-                    port.discard(rest, DropReason::PeerGone);
                     context.dead.push((self.slot, egress));
-                    return FrameSet::EMPTY;
+                    return self.discard(batch, rest, egress, DropReason::PeerGone, context);
                 }
             },
+        };
+        let Some(port) = self.port_mut(egress) else {
+            return FrameSet::EMPTY;
         };
         port.egress.refused(ingress, context.now);
         if !context.full.contains(&(self.slot, egress)) {
@@ -99,6 +103,41 @@ impl Domain {
         }
         self.watch_room(egress, &context.poller);
         rest
+    }
+
+    /// Sends frames to a port at once.
+    fn tx(&mut self, batch: &Batch, frames: FrameSet, egress: PortId, context: &mut Context) -> Tx {
+        let Some(port) = self.ports.get_mut(egress.index()).and_then(Option::as_mut) else {
+            return Tx::Done;
+        };
+        let tx = port.tx(batch, frames);
+        if !self.feeds.is_empty() && !port.faults.is_empty() {
+            let faults = std::mem::take(&mut port.faults);
+            for feed in &mut self.feeds {
+                for &(frames, reason) in &faults {
+                    context.unsent |= feed.lost(batch, frames, reason, egress, &self.ports);
+                }
+            }
+        }
+        tx
+    }
+
+    /// Drops frames that were to go out at a port, and leaves none.
+    fn discard(
+        &mut self,
+        batch: &Batch,
+        frames: FrameSet,
+        egress: PortId,
+        reason: DropReason,
+        context: &mut Context,
+    ) -> FrameSet {
+        if let Some(port) = self.port_mut(egress) {
+            port.discard(frames, reason);
+        }
+        for feed in &mut self.feeds {
+            context.unsent |= feed.lost(batch, frames, reason, egress, &self.ports);
+        }
+        FrameSet::EMPTY
     }
 
     /// Ends a step with a parcel: back to the pool if nobody is owed any of it, else its ingress port keeps it.
@@ -149,19 +188,21 @@ impl Domain {
             let owed = parcel.owed.iter().position(|&(port, _)| port == egress);
             let owed = owed.expect("a port waits only for what it keeps");
             let frames = parcel.owed[owed].1;
-            let Some(port) = self.port_mut(egress) else { return };
-            let tx = port.tx(&parcel.batch, frames);
+            let tx = self.tx(&parcel.batch, frames, egress, context);
             if let Tx::Full(rest) = tx {
+                let Some(port) = self.port_mut(egress) else { return };
                 port.egress.took(frames.len() - rest.len());
                 port.egress.waiting.rotate_left(1);
                 parcel.owed[owed].1 = rest;
                 self.settle(ingress, parcel, context);
                 return;
             }
-            port.egress.took(frames.len());
-            port.egress.waiting.pop_front();
+            if let Some(port) = self.port_mut(egress) {
+                port.egress.took(frames.len());
+                port.egress.waiting.pop_front();
+            }
             if let Tx::Closed(rest) = tx {
-                port.discard(rest, DropReason::PeerGone);
+                self.discard(&parcel.batch, rest, egress, DropReason::PeerGone, context);
                 context.dead.push((self.slot, egress));
             }
             parcel.owed.swap_remove(owed);
@@ -201,16 +242,16 @@ impl Domain {
         let Some(port) = self.port_mut(egress) else {
             return false;
         };
-        match port.egress.check(context.now, context.hold) {
-            Verdict::Open => return false,
-            Verdict::Early => return true,
-            Verdict::Stuck => self.give_up(egress, DropReason::QueueFull, |_| true, context),
-            Verdict::Slow => {
-                // Whoever would be held too long by the end of another hold time is let go now.
-                let end = context.now + context.hold;
-                let too_long = |parcel: &Parcel| end > parcel.since + LONGEST_HOLD;
-                self.give_up(egress, DropReason::QueueFull, too_long, context);
-            }
+        if port.egress.check(context.now, context.hold) {
+            self.give_up(egress, DropReason::QueueFull, |_| true, context);
+        } else {
+            let now = context.now;
+            self.give_up(
+                egress,
+                DropReason::QueueFull,
+                |parcel| now >= parcel.since + LONGEST_HOLD,
+                context,
+            );
         }
         self.port_mut(egress).is_some_and(|port| port.egress.is_full())
     }
@@ -238,9 +279,7 @@ impl Domain {
                 let (_, frames) = parcel
                     .owed
                     .swap_remove(owed.expect("a port waits only for what it keeps"));
-                if let Some(port) = self.port_mut(egress) {
-                    port.discard(frames, reason);
-                }
+                self.discard(&parcel.batch, frames, egress, reason, context);
             } else if let Some(port) = self.port_mut(egress) {
                 port.egress.waiting.push_back(ingress);
             }
@@ -301,6 +340,7 @@ impl Domain {
             readable: false,
             queued: false,
             armed: false,
+            faults: Vec::new(),
             closing: None,
             _alive: alive,
         });
@@ -327,8 +367,8 @@ impl Domain {
         };
         if let Some(parcel) = port.held.take() {
             for &(egress, frames) in &parcel.owed {
+                self.discard(&parcel.batch, frames, egress, DropReason::Detached, context);
                 if let Some(other) = self.port_mut(egress) {
-                    other.discard(frames, DropReason::Detached);
                     other.egress.waiting.retain(|&ingress| ingress != id);
                     if other.egress.waiting.is_empty() {
                         other.egress.served();
@@ -397,6 +437,12 @@ impl Domain {
 
     pub(super) fn add_feed(&mut self, feed: Feed) {
         self.feeds.push(feed);
+    }
+
+    /// Hands captured frames over that wait for more; true if some still do.
+    pub(super) fn flush_feeds(&mut self) -> bool {
+        let waiting = self.feeds.iter_mut().map(Feed::flush);
+        waiting.fold(false, |any, waits| any | waits)
     }
 
     pub(super) fn remove_feed(&mut self, id: FeedId) {

@@ -151,6 +151,8 @@ pub(crate) struct Port {
     pub(crate) queued: bool,
     /// Reports of room are switched on.
     pub(crate) armed: bool,
+    /// Frames of the last batch sent that were dropped because of what they are.
+    pub(crate) faults: Vec<(FrameSet, DropReason)>,
     /// It is to go once it is drained, and whoever waits for that is told.
     pub(crate) closing: Option<oneshot::Sender<()>>,
     /// Dropped with the port, which its control task notices.
@@ -172,6 +174,7 @@ impl Port {
 
     /// Sends frames: the only way out of the fabric.
     pub(crate) fn tx(&mut self, batch: &Batch, mut frames: FrameSet) -> Tx {
+        self.faults.clear();
         while !frames.is_empty() {
             match self.link.send(batch, frames) {
                 Ok(sent) => {
@@ -184,8 +187,11 @@ impl Port {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Tx::Full(frames),
                 Err(error) if is_final(&error) => return Tx::Closed(frames),
                 Err(error) => {
-                    self.counters.drops.add(frame_fault(&error), 1);
-                    frames = frames.skip(1);
+                    let rest = frames.skip(1);
+                    let reason = frame_fault(&error);
+                    self.counters.drops.add(reason, 1);
+                    self.faults.push((frames.without(rest), reason));
+                    frames = rest;
                 }
             }
         }

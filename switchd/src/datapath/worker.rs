@@ -22,6 +22,9 @@ const SWEEP: Duration = Duration::from_secs(10);
 const BATCH_BYTES: usize = 512 * 1024;
 const FEWEST_FRAMES: usize = 8;
 
+/// How long captured frames wait for others to be handed over with, once nothing more comes.
+const UNSENT: Duration = Duration::from_millis(5);
+
 /// A position in the worker's table of domains.
 pub(super) type Slot = u32;
 
@@ -36,6 +39,8 @@ pub(super) struct Context {
     pub(super) dead: Vec<(Slot, PortId)>,
     pub(super) pool: Pool,
     pub(super) plan: Plan,
+    /// Captured frames wait to be handed over.
+    pub(super) unsent: bool,
     /// How long an ingress port is held back for a full egress port.
     pub(super) hold: Duration,
     pub(super) now: Instant,
@@ -72,6 +77,7 @@ impl Worker {
             dead: Vec::new(),
             pool: Pool::default(),
             plan: Plan::new(),
+            unsent: false,
             hold,
             now,
             epoch: now,
@@ -94,6 +100,9 @@ impl Worker {
             }
             self.context.now = Instant::now();
             let commands = self.take_events();
+            if self.context.unsent && self.context.ready.is_empty() {
+                self.flush_captures();
+            }
             // One batch for each port that has something; what arrives meanwhile has its turn in the next round.
             for _ in 0..self.context.ready.len() {
                 let Some((slot, ingress)) = self.context.ready.pop_front() else {
@@ -118,6 +127,7 @@ impl Worker {
         if !self.context.ready.is_empty() {
             return Some(Duration::ZERO);
         }
+        let unsent = self.context.unsent.then(|| Instant::now() + UNSENT);
         let deadlines = self.context.full.iter().filter_map(|&(slot, port)| {
             self.domains
                 .get(slot as usize)?
@@ -125,6 +135,7 @@ impl Worker {
                 .deadline(port, self.context.hold)
         });
         deadlines
+            .chain(unsent)
             .min()
             .map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
@@ -162,6 +173,14 @@ impl Worker {
         });
         full.append(&mut self.context.full);
         self.context.full = full;
+    }
+
+    /// Hands captured frames over before a wait that may be long.
+    fn flush_captures(&mut self) {
+        self.context.unsent = false;
+        for domain in self.domains.iter_mut().flatten() {
+            self.context.unsent |= domain.flush_feeds();
+        }
     }
 
     fn bury_dead(&mut self) {
