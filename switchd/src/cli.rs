@@ -29,7 +29,8 @@ Examples:
   switchd capture A | tshark -r -           watch it live
   switchd stats --watch                     counters, every second
 
-Under the name uml_switch (or as 'switchd uml_switch ...') it takes that program's options.";
+Under the name uml_switch (or as 'switchd uml_switch ...') it takes that program's options; under the name vdump it
+is 'switchd vdump'.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -54,6 +55,8 @@ pub(crate) enum Command {
     },
     /// Capture domains as pcapng until interrupted
     Capture(CaptureArguments),
+    /// Show what passes through domains, or write it to standard output
+    Vdump(VdumpArguments),
     /// End the daemon
     Stop,
     /// Act as uml_switch
@@ -167,6 +170,26 @@ pub(crate) struct CaptureArguments {
     pub(crate) pcap: bool,
     #[command(flatten)]
     pub(crate) rotate: Rotate,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vdump A | wireshark -k -i -        watch it in Wireshark
+  vdump A > a.pcapng                 keep it
+  vdump -t A B --filter 'not arp'    read it
+  vdump --stats A                    who talks to whom
+
+Under the name vdump, switchd is this command.")]
+pub(crate) struct VdumpArguments {
+    /// Print a line for each frame
+    #[arg(short, long, conflicts_with_all = ["stats", "write", "pcap"])]
+    pub(crate) text: bool,
+    /// Show who talks to whom and in what protocol: live on a terminal, else at the end
+    #[arg(long, conflicts_with_all = ["write", "pcap"])]
+    pub(crate) stats: bool,
+    #[command(flatten)]
+    pub(crate) capture: CaptureArguments,
 }
 
 /// What is captured, and for how long.

@@ -1,7 +1,7 @@
 //! `switchd`: hosts collision domains and answers questions about them.
 //!
 //! `run` is the daemon; the other commands are its clients over the control socket. Under the name `uml_switch` it is
-//! a drop-in for that program.
+//! a drop-in for that program, under the name `vdump` it shows what passes.
 
 #![forbid(unsafe_code)]
 
@@ -32,19 +32,20 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
-    let mut arguments = std::env::args_os();
-    let name = arguments.next().unwrap_or_default();
-    if Path::new(&name)
-        .file_name()
-        .is_some_and(|name| name == "uml_switch")
-    {
+    let mut arguments: Vec<_> = std::env::args_os().collect();
+    let name = arguments.first().map(Path::new).and_then(Path::file_name);
+    if name.is_some_and(|name| name == "uml_switch") {
+        let arguments = arguments.iter().skip(1);
         return uml_switch::main(
             arguments
                 .map(|argument| argument.to_string_lossy().into_owned())
                 .collect(),
         );
     }
-    let Cli { dir, command } = Cli::parse();
+    if name.is_some_and(|name| name == "vdump") {
+        arguments.insert(1, "vdump".into());
+    }
+    let Cli { dir, command } = Cli::parse_from(arguments);
     let result = match command {
         Command::UmlSwitch { arguments } => return uml_switch::main(arguments),
         Command::Run(options) => match Config::new(dir, &options) {

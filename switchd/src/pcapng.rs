@@ -205,10 +205,7 @@ impl<'a> Block<'a> {
             .and_then(|rest| rest.get(..kept))
             .unwrap_or_default()
     }
-}
 
-#[cfg(test)]
-impl<'a> Block<'a> {
     /// An option of a frame or an interface.
     pub(crate) fn option(&self, code: u16) -> Option<&'a [u8]> {
         let fixed = match self.kind {
@@ -233,6 +230,11 @@ impl<'a> Block<'a> {
     /// What is said about a frame.
     pub(crate) fn comment(&self) -> &'a str {
         self.text(OPT_COMMENT)
+    }
+
+    /// The name of an interface.
+    pub(crate) fn name(&self) -> &'a str {
+        self.text(IF_NAME)
     }
 
     fn text(&self, code: u16) -> &'a str {

@@ -17,7 +17,9 @@ use proto::ctl::{CaptureSpec, Captured, Drops, FilterInstruction, Reply, Request
 use super::Connection;
 use super::convert::{Consumer, Pcap, Stream};
 use super::rotate::Files;
-use crate::cli::{CaptureArguments, Selection};
+use super::talkers::Talkers;
+use super::text::Text;
+use crate::cli::{CaptureArguments, Selection, VdumpArguments};
 
 pub(super) fn run(mut connection: Connection, arguments: CaptureArguments) -> anyhow::Result<()> {
     let CaptureArguments {
@@ -47,6 +49,23 @@ pub(super) fn run(mut connection: Connection, arguments: CaptureArguments) -> an
         None => session.direct(&mut connection, spec, &banner, open(path)?)?,
     };
     if let Some(captured) = captured {
+        report(captured);
+    }
+    Ok(())
+}
+
+/// `switchd vdump`: the same, or frames in words.
+pub(super) fn dump(mut connection: Connection, arguments: VdumpArguments) -> anyhow::Result<()> {
+    let VdumpArguments { text, stats, capture } = arguments;
+    let consumer: Box<dyn Consumer> = match (text, stats) {
+        (true, _) => Box::new(Text::new()?),
+        (_, true) => Box::new(Talkers::new()),
+        _ => return run(connection, capture),
+    };
+    let spec = spec(&capture.selection)?;
+    let banner = format!("watching {}; Ctrl-C ends it", subject(&spec));
+    let mut session = Session::new(capture.selection.duration)?;
+    if let Some(captured) = session.convert(&mut connection, spec, &banner, consumer)? {
         report(captured);
     }
     Ok(())

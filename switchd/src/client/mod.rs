@@ -4,6 +4,9 @@ mod capture;
 mod convert;
 mod report;
 mod rotate;
+mod summary;
+mod talkers;
+mod text;
 
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -60,6 +63,7 @@ pub(crate) fn run(directory: &Path, command: Command) -> anyhow::Result<()> {
         Command::Fdb(arguments) => fdb(&mut connection, arguments),
         Command::Stats { watch, json } => stats(&mut connection, watch, json),
         Command::Capture(arguments) => capture::run(connection, arguments),
+        Command::Vdump(arguments) => capture::dump(connection, arguments),
         Command::Stop => connection.ask(&Request::Shutdown).map(drop),
         Command::Run(_) | Command::UmlSwitch { .. } => unreachable!("no client commands"),
     }
