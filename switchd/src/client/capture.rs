@@ -266,6 +266,9 @@ impl Session {
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
         ];
         more(&mut fds);
+        if connection.has_reply() {
+            return Ok(End::Reported);
+        }
         loop {
             match poll(&mut fds, timeout(self.left())) {
                 Ok(0) if self.left() == Some(Duration::ZERO) => return Ok(End::Asked),

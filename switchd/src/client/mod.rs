@@ -156,6 +156,12 @@ impl Connection {
         self.reply()
     }
 
+    /// True if a reply has been read from the socket that nobody has asked for yet: waiting for the socket to become
+    /// readable would miss it.
+    pub(crate) fn has_reply(&self) -> bool {
+        !self.stream.buffer().is_empty()
+    }
+
     /// Waits for a reply.
     pub(crate) fn reply(&mut self) -> anyhow::Result<Reply> {
         let mut line = String::new();

@@ -1,35 +1,33 @@
 //! `vdump`: capture a domain.
 
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use proto::DomainName;
 
 use crate::switch::{SwitchError, program};
 
-/// Write the frames of a collision domain to standard output, as pcapng
+/// Show what passes through collision domains, or write it to standard output
 ///
-/// Ends with Ctrl-C, or when nobody reads any more.
+/// The options are those of 'switchd vdump'; see 'vdump --help'.
 #[derive(Debug, Parser)]
-#[command(
-    name = "vdump",
-    version,
-    after_help = "Examples:\n  vdump A | tshark -r -\n  vdump A > a.pcapng"
-)]
+#[command(name = "vdump", disable_help_flag = true)]
 pub(crate) struct Options {
-    /// The domain
-    domain: DomainName,
+    /// What 'switchd vdump' takes
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let dirs = super::dirs()?;
     let switchd = program("switchd").ok_or(SwitchError::NoProgram)?;
     let error = Command::new(&switchd)
-        .args(["capture", "--dir"])
+        .arg("--dir")
         .arg(&dirs.hubs)
-        .args([options.domain.as_str(), "-w", "-"])
+        .arg("vdump")
+        .args(&options.arguments)
         .exec();
     Err(error).with_context(|| format!("cannot run {}", switchd.display()))
 }
