@@ -16,6 +16,8 @@ packages='
     iperf3
     iputils-ping
     procps
+    e2fsprogs
+    busybox-static
 '
 
 missing=

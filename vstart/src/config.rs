@@ -1,20 +1,27 @@
-//! Defaults that the user may change.
+//! The user's settings: built in, from files, from the environment; in that order.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+use crate::dirs::Dirs;
 use crate::machine::Console;
+use crate::settings::{Origin, Settings};
 use crate::switch::in_path;
 use crate::windows::Emulator;
 
-/// The defaults of machines.
+/// The checked settings.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
     /// The UML kernel; searched for if absent.
     pub kernel: Option<PathBuf>,
+    /// The model file system; the host's own files if absent.
+    pub model: Option<PathBuf>,
     /// Memory of a guest, in MB.
     pub memory_mb: u32,
+    /// Memory added to that for what the guest's kernel itself takes, in MB.
+    pub memory_skew_mb: u32,
     /// Least and most memory of a guest, in MB.
     pub memory_range_mb: (u32, u32),
     /// Number of interfaces a machine may have.
@@ -23,45 +30,109 @@ pub struct Config {
     pub consoles: [Console; 2],
     /// The terminal emulator of consoles in windows.
     pub emulator: Emulator,
+    /// Whether a console in tmux gets a window at once.
+    pub tmux_opens_window: bool,
+    /// Where the user's things are kept.
+    pub dirs: Dirs,
+    /// What all that comes from.
+    pub settings: Settings,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            kernel: None,
-            memory_mb: 128,
-            memory_range_mb: (8, 65536),
-            max_interfaces: 40,
-            consoles: [Console::Xterm, Console::None],
-            emulator: Emulator::Xterm,
-        }
-    }
-}
+/// Settings that have an effect, and what they are if nobody says otherwise.
+pub const DEFAULTS: [(&str, &str); 15] = [
+    ("HUB_SOCKET_DIR", ""),
+    ("MAX_INTERFACES", "40"),
+    ("MAX_MEM", "65536"),
+    ("MCONSOLE_DIR", ""),
+    ("MIN_MEM", "8"),
+    ("TERM_TYPE", "xterm"),
+    ("TMUX_OPEN_TERMS", "FALSE"),
+    ("USE_TMUX", "FALSE"),
+    ("VM_CON0", "xterm"),
+    ("VM_CON1", "none"),
+    ("VM_KERNEL", ""),
+    ("VM_MEMORY", "128"),
+    ("VM_MEMORY_SKEW", "4"),
+    ("VM_MODEL_FS", ""),
+    ("MAX_SIMULTANEOUS_VMS", "20"),
+];
+
+/// Variables of the environment and the settings they change.
+const ENVIRONMENT: [(&str, &str); 8] = [
+    ("NETKIT_CON0", "VM_CON0"),
+    ("NETKIT_CON1", "VM_CON1"),
+    ("NETKIT_FILESYSTEM", "VM_MODEL_FS"),
+    ("NETKIT_HUBS", "HUB_SOCKET_DIR"),
+    ("NETKIT_KERNEL", "VM_KERNEL"),
+    ("NETKIT_MCONSOLE", "MCONSOLE_DIR"),
+    ("NETKIT_MEMORY", "VM_MEMORY"),
+    ("NETKIT_TERM", "TERM_TYPE"),
+];
 
 impl Config {
-    /// The defaults, as the environment changes them.
+    /// Reads everything there is: `netkit.conf` of the installation, of the host, of the user; the environment.
     ///
     /// # Errors
-    /// When a variable has a value that cannot be.
-    pub fn from_environment(var: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let mut config = Self::default();
-        if let Some(kernel) = var("NETKIT_KERNEL") {
-            config.kernel = Some(kernel.into());
-        }
-        if let Some(memory) = var("NETKIT_MEMORY") {
-            config.memory_mb = memory
-                .parse()
-                .with_context(|| format!("cannot use NETKIT_MEMORY='{memory}'"))?;
-        }
-        for (number, name) in ["NETKIT_CON0", "NETKIT_CON1"].into_iter().enumerate() {
-            if let Some(mode) = var(name) {
-                config.consoles[number] = mode.parse().with_context(|| format!("cannot use {name}"))?;
+    /// When a file cannot be read or a setting cannot be.
+    pub fn load(var: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let home = var("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+        let installation = var("NETKIT_HOME").map(|dir| Path::new(&dir).join(FILE));
+        let user = home.map(|home| home.join(".netkit").join(FILE));
+        let files = [installation, Some(Path::new("/etc").join(FILE)), user];
+        let mut texts = Vec::new();
+        for path in files.into_iter().flatten() {
+            match std::fs::read_to_string(&path) {
+                Ok(text) => texts.push((path, text)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
             }
         }
-        if let Some(emulator) = var("NETKIT_TERM") {
-            config.emulator = emulator.parse().context("cannot use NETKIT_TERM")?;
+        Self::new(&texts, var)
+    }
+
+    /// Puts the settings together from the texts of files and the environment.
+    ///
+    /// # Errors
+    /// When a setting cannot be.
+    pub fn new(files: &[(PathBuf, String)], var: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let mut settings = Settings::default();
+        for (name, value) in DEFAULTS {
+            settings.set(name, value, Origin::Default);
         }
-        Ok(config)
+        for (path, text) in files {
+            settings.read(path, text, &var)?;
+        }
+        for (variable, name) in ENVIRONMENT {
+            if let Some(value) = var(variable).filter(|value| !value.is_empty()) {
+                settings.set(name, value, Origin::Environment(variable));
+            }
+        }
+        let mut consoles = [value(&settings, "VM_CON0")?, value(&settings, "VM_CON1")?];
+        if flag(&settings, "USE_TMUX")? {
+            consoles[0] = Console::Tmux;
+        }
+        let mut dirs = Dirs::from_environment(|name| var(name).map(PathBuf::from))?;
+        for (name, dir) in [
+            ("HUB_SOCKET_DIR", &mut dirs.hubs),
+            ("MCONSOLE_DIR", &mut dirs.mconsole),
+        ] {
+            if let Some(path) = path(&settings, name)? {
+                *dir = path;
+            }
+        }
+        Ok(Self {
+            kernel: path(&settings, "VM_KERNEL")?,
+            model: path(&settings, "VM_MODEL_FS")?,
+            memory_mb: value(&settings, "VM_MEMORY")?,
+            memory_skew_mb: value(&settings, "VM_MEMORY_SKEW")?,
+            memory_range_mb: (value(&settings, "MIN_MEM")?, value(&settings, "MAX_MEM")?),
+            max_interfaces: value(&settings, "MAX_INTERFACES")?,
+            consoles,
+            emulator: value(&settings, "TERM_TYPE")?,
+            tmux_opens_window: flag(&settings, "TMUX_OPEN_TERMS")?,
+            dirs,
+            settings,
+        })
     }
 
     /// The kernel to use if no other is asked for.
@@ -72,24 +143,102 @@ impl Config {
     }
 }
 
+const FILE: &str = "netkit.conf";
+
+fn value<T: FromStr>(settings: &Settings, name: &str) -> Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let setting = settings
+        .get(name)
+        .with_context(|| format!("cannot do without a value for {name}"))?;
+    setting
+        .value
+        .parse()
+        .with_context(|| format!("cannot use {name}='{}' ({})", setting.value, setting.origin))
+}
+
+fn path(settings: &Settings, name: &str) -> Result<Option<PathBuf>> {
+    let Some(setting) = settings.get(name) else {
+        return Ok(None);
+    };
+    let path = PathBuf::from(&setting.value);
+    if path.is_relative() {
+        bail!(
+            "cannot use {name}='{}' ({}): it is not an absolute path",
+            setting.value,
+            setting.origin
+        );
+    }
+    Ok(Some(path))
+}
+
+fn flag(settings: &Settings, name: &str) -> Result<bool> {
+    let Some(setting) = settings.get(name) else {
+        return Ok(false);
+    };
+    match setting.value.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "1" => Ok(true),
+        "false" | "no" | "0" => Ok(false),
+        _ => bail!(
+            "cannot use {name}='{}' ({}): it is neither TRUE nor FALSE",
+            setting.value,
+            setting.origin
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_environment_counts() {
-        let config = Config::from_environment(|name| match name {
-            "NETKIT_MEMORY" => Some("64".into()),
-            "NETKIT_CON1" => Some("pty".into()),
-            "NETKIT_TERM" => Some("konsole".into()),
-            _ => None,
+    fn config(files: &[(&str, &str)], environment: &[(&str, &str)]) -> Result<Config> {
+        let files: Vec<_> = files
+            .iter()
+            .map(|(path, text)| ((*path).into(), (*text).to_owned()))
+            .collect();
+        Config::new(&files, |name| {
+            let home = ("HOME", "/home/foo");
+            let found = environment
+                .iter()
+                .chain([&home])
+                .find(|(known, _)| *known == name)?;
+            Some(found.1.to_owned())
         })
-        .unwrap();
+    }
+
+    #[test]
+    fn later_sources_win() {
+        let files = [
+            (
+                "/opt/netkit.conf",
+                "VM_MEMORY=32\nMAX_MEM=512\nTERM_TYPE=konsole\n",
+            ),
+            (
+                "/home/foo/.netkit/netkit.conf",
+                "VM_MEMORY=48\nHUB_SOCKET_DIR=$HOME/hubs\nUSE_TMUX=yes\n",
+            ),
+        ];
+        let config = config(&files, &[("NETKIT_CON1", "pty"), ("NETKIT_MEMORY", "64")]).unwrap();
         assert_eq!(config.memory_mb, 64);
-        assert_eq!(config.consoles, [Console::Xterm, Console::Pty]);
+        assert_eq!(config.memory_range_mb, (8, 512));
+        assert_eq!(config.consoles, [Console::Tmux, Console::Pty]);
         assert_eq!(config.emulator, Emulator::Konsole);
-        let error =
-            Config::from_environment(|name| (name == "NETKIT_MEMORY").then(|| "x".into())).unwrap_err();
-        assert!(format!("{error:#}").starts_with("cannot use NETKIT_MEMORY='x': "));
+        assert_eq!(config.dirs.hubs, Path::new("/home/foo/hubs"));
+        assert_eq!(config.dirs.mconsole, Path::new("/home/foo/.netkit/mconsole"));
+        let origin = |name: &str| config.settings.get(name).unwrap().origin.to_string();
+        assert_eq!(origin("VM_MEMORY"), "environment NETKIT_MEMORY");
+        assert_eq!(origin("MAX_MEM"), "/opt/netkit.conf:2");
+        assert_eq!(origin("MIN_MEM"), "built in");
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_told_with_their_origin() {
+        let error = |text: &str| format!("{:#}", config(&[("/etc/netkit.conf", text)], &[]).unwrap_err());
+        assert!(error("VM_MEMORY=much").starts_with("cannot use VM_MEMORY='much' (/etc/netkit.conf:1): "));
+        assert!(error("VM_CON0=hdmi").starts_with("cannot use VM_CON0='hdmi' (/etc/netkit.conf:1): "));
+        assert!(error("VM_KERNEL=linux").ends_with("it is not an absolute path"));
+        assert!(error("USE_TMUX=maybe").ends_with("it is neither TRUE nor FALSE"));
+        assert!(error("VM_MEMORY=").ends_with("cannot do without a value for VM_MEMORY"));
     }
 }

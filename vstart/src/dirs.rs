@@ -41,7 +41,7 @@ pub enum DirsError {
 pub const LONGEST_SOCKET_PATH: usize = 107;
 
 impl Dirs {
-    /// The user's directories: below `NETKIT_STATE` or `~/.netkit`; `NETKIT_HUBS` moves the sockets of switchd.
+    /// The user's directories: below `NETKIT_STATE` or `~/.netkit`.
     ///
     /// # Errors
     /// When there is no home directory.
@@ -51,7 +51,7 @@ impl Dirs {
             .or_else(|| absolute("HOME").map(|home| home.join(".netkit")))
             .ok_or(DirsError::NoHome)?;
         Ok(Self {
-            hubs: absolute("NETKIT_HUBS").unwrap_or_else(|| state.join("hubs")),
+            hubs: state.join("hubs"),
             mconsole: state.join("mconsole"),
             machines: state.join("machines"),
         })
@@ -159,12 +159,12 @@ mod tests {
     fn the_environment_moves_them() {
         let var = |name: &str| match name {
             "HOME" => Some("/home/foo".into()),
-            "NETKIT_HUBS" => Some("/run/hubs".into()),
+            "NETKIT_STATE" => Some("/run/foo".into()),
             _ => None,
         };
         let dirs = Dirs::from_environment(var).unwrap();
-        assert_eq!(dirs.hubs, Path::new("/run/hubs"));
-        assert_eq!(dirs.machines, Path::new("/home/foo/.netkit/machines"));
+        assert_eq!(dirs.hubs, Path::new("/run/foo/hubs"));
+        assert_eq!(dirs.machines, Path::new("/run/foo/machines"));
         assert!(matches!(
             Dirs::from_environment(|_| Some("x".into())),
             Err(DirsError::NoHome)

@@ -17,6 +17,9 @@ pub enum ArgsError {
     /// A double quote cannot be passed.
     #[error("{0} '{1}' contains a double quote, which a kernel command line cannot hold")]
     Quote(&'static str, String),
+    /// A comma would separate two files.
+    #[error("disk '{0}' contains a comma, which a kernel command line cannot hold in the name of a disk")]
+    Comma(String),
     /// A path that is no text.
     #[error("{0} {1:?} is not valid UTF-8, which a kernel command line must be")]
     Encoding(&'static str, PathBuf),
@@ -37,9 +40,6 @@ pub enum ArgsError {
 /// COMMAND_LINE_SIZE of x86 Linux, less the final NUL and what the kernel itself adds (` root=98:0 console=tty0`).
 pub const LONGEST_COMMAND_LINE: usize = 2047 - 23;
 
-/// Memory added to what the user asks for, as the guest sees a little less than it is given; in MB.
-pub const MEMORY_SKEW_MB: u32 = 4;
-
 /// The arguments of the kernel, its own name not included.
 ///
 /// `sockets` says where each domain listens.
@@ -54,15 +54,22 @@ pub fn kernel_args(
     let name = &machine.name;
     let mut args = vec![
         format!("umid={name}"),
-        format!("mem={}M", machine.memory_mb + MEMORY_SKEW_MB),
+        format!("mem={}M", machine.memory_mb + machine.memory_skew_mb),
     ];
     match &machine.root {
-        Root::Host { init } => args.extend(
-            ["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]
-                .map(str::to_owned)
-                .into_iter()
-                .chain([word("init", "the guest's init", text("the guest's init", init)?)?]),
-        ),
+        Root::Host { init } => {
+            args.extend(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"].map(str::to_owned));
+            args.push(word("init", "the guest's init", text("the guest's init", init)?)?);
+        }
+        Root::Disk { model, changes } => {
+            let files = changes.iter().chain([model]);
+            args.push(device("ubd0", files)?);
+            args.push("root=98:0".into());
+        }
+    }
+    for (number, disk) in machine.disks.iter().enumerate() {
+        let name = format!("ubd{}{}", number + 1, if disk.writable { "" } else { "r" });
+        args.push(device(&name, [&disk.file])?);
     }
     args.push(dirs.uml_dir_word());
     args.push(format!("mconsole=notify:{}", dirs.notify_socket(name).display()));
@@ -87,7 +94,7 @@ pub fn kernel_args(
         args.push(format!("con{number}={}", channel(number, *console)));
     }
     args.push(format!("hostname={name}"));
-    for (key, value) in [("hosthome", &machine.hosthome)] {
+    for (key, value) in [("modules", &machine.modules), ("hosthome", &machine.hosthome)] {
         if let Some(path) = value {
             args.push(quoted(key, text(key, path)?)?);
         }
@@ -154,6 +161,19 @@ const fn channel(number: usize, console: Console) -> &'static str {
     }
 }
 
+/// A block device and its files, of which the kernel separates two by a comma.
+fn device<'a>(name: &str, files: impl IntoIterator<Item = &'a PathBuf>) -> Result<String, ArgsError> {
+    let mut list = Vec::new();
+    for file in files {
+        let file = text("disk", file)?;
+        if file.contains(',') {
+            return Err(ArgsError::Comma(file.to_owned()));
+        }
+        list.push(file);
+    }
+    word(name, "disk", &list.join(","))
+}
+
 fn text<'a>(what: &'static str, path: &'a Path) -> Result<&'a str, ArgsError> {
     path.to_str()
         .ok_or_else(|| ArgsError::Encoding(what, path.to_owned()))
@@ -181,27 +201,15 @@ fn word(key: &str, what: &'static str, value: &str) -> Result<String, ArgsError>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Mount;
+    use crate::machine::{Disk, Mount};
 
     fn pc1() -> Machine {
-        Machine {
-            name: "pc1".parse().unwrap(),
-            kernel: "/usr/bin/linux.uml".into(),
-            memory_mb: 128,
-            root: Root::Host {
-                init: "/usr/lib/hubbub/hubbub-init".into(),
-            },
-            interfaces: Vec::new(),
-            consoles: [Console::Detached, Console::None],
-            hosthome: None,
-            hostlab: None,
-            hostwd: None,
-            mounts: Vec::new(),
-            exec: None,
-            append: Vec::new(),
-            verbose: false,
-            term: "xterm".into(),
-        }
+        let init = "/usr/lib/hubbub/hubbub-init".into();
+        Machine::new(
+            "pc1".parse().unwrap(),
+            "/usr/bin/linux.uml".into(),
+            Root::Host { init },
+        )
     }
 
     fn dirs() -> Dirs {
@@ -254,6 +262,37 @@ mod tests {
              \"hostlab=/home/foo/lab\" \"hostwd=/tmp\" \"exec=echo 'x  y'\" TERM=xterm SELINUX_INIT=0 foo=1 bar"
                 .replace("MAC3", &machine.interfaces[1].mac(&machine.name).to_string())
         );
+    }
+
+    #[test]
+    fn a_machine_on_disks() {
+        let on = |changes: Option<&str>, model: &str| Machine {
+            root: Root::Disk {
+                model: model.into(),
+                changes: changes.map(Into::into),
+            },
+            modules: Some("/usr".into()),
+            ..pc1()
+        };
+        let disks = [("/d/a", true), ("/d/b c", false)];
+        let disks = disks
+            .map(|(file, writable)| Disk {
+                file: file.into(),
+                writable,
+            })
+            .into();
+        assert_eq!(
+            line(&Machine {
+                disks,
+                ..on(Some("/x/pc1.disk"), "/fs/model")
+            }),
+            "umid=pc1 mem=132M ubd0=/x/pc1.disk,/fs/model root=98:0 ubd1=/d/a \"ubd2r=/d/b c\" \
+             uml_dir=/h/mconsole/ mconsole=notify:/h/machines/pc1/notify.sock quiet con=null ssl=null \
+             con0=fd:0,fd:1 con1=null hostname=pc1 \"modules=/usr\" SELINUX_INIT=0"
+        );
+        assert!(line(&on(None, "/fs/model")).contains(" ubd0=/fs/model root=98:0 "));
+        let args = kernel_args(&on(None, "/fs/a,b"), &dirs(), &BTreeMap::new());
+        assert_eq!(args, Err(ArgsError::Comma("/fs/a,b".into())));
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub fn start(plan: &Plan, follow: Follow) -> Result<Outcome> {
     let name = &plan.machine.name;
     let say = |text: &str| {
         if !follow.quiet {
-            eprintln!("{name}: {text}");
+            note(&format!("{name}: {text}"));
         }
     };
     let here = plan
@@ -111,6 +111,12 @@ pub fn start(plan: &Plan, follow: Follow) -> Result<Outcome> {
             }
         }
     }
+}
+
+/// Tells the user something, in one piece: several machines may be started at once on one terminal.
+pub fn note(text: &str) {
+    // Nobody to tell it to is no reason to fail.
+    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
 /// The supervisor as vstart sees it.

@@ -12,6 +12,7 @@
 
 pub mod commands;
 pub mod config;
+pub mod cow;
 pub mod dirs;
 pub mod halt;
 pub mod kernel_args;
@@ -21,6 +22,7 @@ pub mod mconsole;
 pub mod name;
 pub mod processes;
 pub mod registry;
+pub mod settings;
 pub mod stage;
 pub mod supervisor;
 pub mod switch;

@@ -21,8 +21,12 @@ pub struct Machine {
     pub kernel: PathBuf,
     /// Memory of the guest, in MB.
     pub memory_mb: u32,
+    /// Memory the kernel is given beyond that, in MB.
+    pub memory_skew_mb: u32,
     /// Where the guest's files come from.
     pub root: Root,
+    /// Further disks, in order.
+    pub disks: Vec<Disk>,
     /// By rising number.
     pub interfaces: Vec<Interface>,
     /// The primary and the secondary console.
@@ -35,6 +39,10 @@ pub struct Machine {
     pub hostwd: Option<PathBuf>,
     /// Further host directories and where they are shown.
     pub mounts: Vec<Mount>,
+    /// A directory whose `lib/uml/modules` has the kernel's modules.
+    pub modules: Option<PathBuf>,
+    /// A file with the number of the kernel's process.
+    pub pidfile: Option<PathBuf>,
     /// A command run while booting.
     pub exec: Option<String>,
     /// Further words for the kernel, in order.
@@ -54,6 +62,22 @@ pub enum Root {
         /// Process 1 of the guest.
         init: PathBuf,
     },
+    /// A model file system.
+    Disk {
+        /// The file with the model.
+        model: PathBuf,
+        /// Where changes go; into the model itself if absent.
+        changes: Option<PathBuf>,
+    },
+}
+
+/// A further disk of a machine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Disk {
+    /// Its contents.
+    pub file: PathBuf,
+    /// Whether the guest may change it.
+    pub writable: bool,
 }
 
 /// A host directory shown in the guest.
@@ -72,6 +96,8 @@ pub struct Interface {
     pub number: u32,
     /// What it is connected to.
     pub attachment: Attachment,
+    /// Its address, if the user has chosen one.
+    pub address: Option<[u8; 6]>,
 }
 
 /// What an interface is connected to.
@@ -138,14 +164,44 @@ pub enum ValueError {
     Mount(String),
 }
 
+impl Machine {
+    /// A machine with nothing but what it must have.
+    pub fn new(name: MachineName, kernel: PathBuf, root: Root) -> Self {
+        Self {
+            name,
+            kernel,
+            memory_mb: 128,
+            memory_skew_mb: 4,
+            root,
+            disks: Vec::new(),
+            interfaces: Vec::new(),
+            consoles: [Console::Detached, Console::None],
+            hosthome: None,
+            hostlab: None,
+            hostwd: None,
+            mounts: Vec::new(),
+            modules: None,
+            pidfile: None,
+            exec: None,
+            append: Vec::new(),
+            verbose: false,
+            term: "xterm".into(),
+        }
+    }
+}
+
 impl Interface {
     /// The interface's name in the guest.
     pub fn name(&self) -> String {
         format!("eth{}", self.number)
     }
 
-    /// The address that netkit kernels give the interface, the same at every start of the machine.
+    /// The interface's address: the chosen one, or the one that netkit kernels give it, which is the same at every
+    /// start of the machine.
     pub fn mac(&self, machine: &MachineName) -> MacAddr {
+        if let Some(address) = self.address {
+            return MacAddr(address);
+        }
         let hash = Sha1::digest(format!("{machine}{}", self.name()));
         let mut bytes = [0u8; 6];
         for (i, byte) in bytes.iter_mut().enumerate() {
@@ -170,6 +226,7 @@ impl FromStr for Interface {
         Ok(Self {
             number: number.parse().map_err(|_| no_number())?,
             attachment: attachment.parse()?,
+            address: None,
         })
     }
 }
@@ -250,7 +307,8 @@ mod tests {
             "12=A".parse(),
             Ok(Interface {
                 number: 12,
-                attachment: Attachment::Domain("A".parse().unwrap())
+                attachment: Attachment::Domain("A".parse().unwrap()),
+                address: None,
             })
         );
         let tap: Interface = "0=tap,10.0.0.1,10.0.0.2".parse().unwrap();
@@ -285,7 +343,12 @@ mod tests {
     fn addresses_follow_from_machine_and_interface() {
         let mac = |machine: &str, number| {
             let attachment = Attachment::Domain("A".parse().unwrap());
-            Interface { number, attachment }.mac(&machine.parse().unwrap())
+            Interface {
+                number,
+                attachment,
+                address: None,
+            }
+            .mac(&machine.parse().unwrap())
         };
         // SHA1("pc1eth0") by sha1sum, added up by hand.
         assert_eq!(mac("pc1", 0).to_string(), PC1_ETH0);

@@ -392,7 +392,7 @@ fn remove_tree(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{Console, Root};
+    use crate::machine::Root;
 
     fn registry() -> (tempfile::TempDir, Registry) {
         let home = tempfile::tempdir().unwrap();
@@ -401,21 +401,10 @@ mod tests {
     }
 
     fn record(name: &str) -> Record {
+        let root = Root::Host { init: "/init".into() };
         let machine = Machine {
-            name: name.parse().unwrap(),
-            kernel: "/usr/bin/linux.uml".into(),
-            memory_mb: 128,
-            root: Root::Host { init: "/init".into() },
             interfaces: vec!["0=A".parse().unwrap()],
-            consoles: [Console::Detached, Console::None],
-            hosthome: None,
-            hostlab: None,
-            hostwd: None,
-            mounts: Vec::new(),
-            exec: None,
-            append: Vec::new(),
-            verbose: false,
-            term: "xterm".into(),
+            ..Machine::new(name.parse().unwrap(), "/usr/bin/linux.uml".into(), root)
         };
         Record {
             machine,

@@ -1,16 +1,19 @@
 //! The commands, one file each. The program's name, or its first argument, says which.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
 
+use crate::config::Config;
 use crate::dirs::Dirs;
 use crate::registry::Registry;
 use crate::{stage, supervisor};
 
+mod disks;
+mod vconfig;
 mod vconnect;
 mod vcrash;
 mod vdump;
@@ -41,12 +44,13 @@ pub fn main() -> ExitCode {
     let name = name.and_then(|name| name.into_string().ok()).unwrap_or_default();
     let name = NAMES.into_iter().find(|known| *known == name).unwrap_or("vstart");
     let result = match name {
+        "vconfig" => vconfig::run(&vconfig::Options::parse_from(args)),
         "vconnect" => vconnect::run(&vconnect::Options::parse_from(args)),
         "vcrash" => vcrash::run(&vcrash::Options::parse_from(args)),
         "vdump" => vdump::run(&vdump::Options::parse_from(args)),
         "vhalt" => vhalt::run(&vhalt::Options::parse_from(args)),
         "vlist" => vlist::run(&vlist::Options::parse_from(args)),
-        _ => vstart::run(&vstart::Options::parse_from(vstart::with_interfaces(args))),
+        _ => vstart::run(&vstart::parse(args)),
     };
     match result {
         Ok(code) => code,
@@ -59,17 +63,22 @@ pub fn main() -> ExitCode {
 }
 
 /// All commands: each can be a link to the program, or its first argument.
-pub const NAMES: [&str; 6] = ["vconnect", "vcrash", "vdump", "vhalt", "vlist", "vstart"];
+pub const NAMES: [&str; 7] = [
+    "vconfig", "vconnect", "vcrash", "vdump", "vhalt", "vlist", "vstart",
+];
 
 fn text(arg: Option<&OsString>) -> Option<&str> {
     arg.and_then(|arg| arg.to_str())
 }
 
+/// The user's settings.
+fn config() -> Result<Config> {
+    Config::load(|name| std::env::var(name).ok())
+}
+
 /// The user's directories.
 fn dirs() -> Result<Dirs> {
-    Ok(Dirs::from_environment(|name| {
-        std::env::var_os(name).map(PathBuf::from)
-    })?)
+    Ok(config()?.dirs)
 }
 
 /// The user's machines.

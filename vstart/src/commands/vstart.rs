@@ -6,16 +6,18 @@ use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
+use fabric::mac::MacAddr;
 use nix::unistd::{AccessFlags, User, access, getuid};
 
+use super::disks;
 use crate::config::Config;
-use crate::dirs::Dirs;
 use crate::kernel_args::{exec_file, kernel_args, shell_quoted};
 use crate::launch::{self, Follow, Outcome};
-use crate::machine::{Attachment, Console, Interface, Machine, Mount, Root};
+use crate::machine::{Attachment, Console, Interface, Machine, Mount};
 use crate::name::MachineName;
 use crate::supervisor::Plan;
 use crate::switch::{self, in_path, program};
@@ -26,13 +28,16 @@ use crate::windows::{self, Emulator};
 /// The machine's files are the host's own, under a layer of changes that only this machine sees and that goes with
 /// it. The command returns when the machine is up; the machine runs on in the background.
 #[derive(Debug, Parser)]
-#[command(name = "vstart", version, after_help = EXAMPLES)]
+#[command(name = "vstart", version = RELEASE.as_str(), after_help = EXAMPLES)]
 pub(crate) struct Options {
     /// The machine's name, unique per user
     name: MachineName,
     /// Add interface ethN, attached to a collision domain (or to the host: tap,TAP-ADDRESS,GUEST-ADDRESS)
     #[arg(long = "ethN", value_name = "DOMAIN")]
     interfaces: Vec<Interface>,
+    /// Give an interface an address of its own instead of the one that follows from its name
+    #[arg(long, value_name = "ethN=ADDRESS")]
+    mac: Vec<String>,
     /// The UML kernel to run
     #[arg(short, long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -42,6 +47,24 @@ pub(crate) struct Options {
     /// Do not show the user's home directory as /hosthome
     #[arg(short = 'H', long)]
     no_hosthome: bool,
+    /// The model file system, instead of the host's own files
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) model_fs: Option<PathBuf>,
+    /// Where changes to the model file system go [default: NAME.disk in the current directory]
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["no_cow", "hide_disk_file"])]
+    pub(super) filesystem: Option<PathBuf>,
+    /// Change the model file system itself
+    #[arg(short = 'W', long, conflicts_with = "hide_disk_file")]
+    pub(super) no_cow: bool,
+    /// Keep changes to the model file system out of sight, and only until the machine ends
+    #[arg(short = 'D', long)]
+    pub(super) hide_disk_file: bool,
+    /// Add a disk
+    #[arg(long, value_name = "FILE")]
+    pub(super) disk: Vec<PathBuf>,
+    /// Add a disk that cannot be written to, behind those that can
+    #[arg(long, value_name = "FILE")]
+    pub(super) cdrom: Vec<PathBuf>,
     /// Show a directory of the host in the machine
     #[arg(long, value_name = "SOURCE,TARGET")]
     mount: Vec<Mount>,
@@ -51,6 +74,12 @@ pub(crate) struct Options {
     /// Where the secondary console is shown
     #[arg(long, value_name = "MODE")]
     con1: Option<Console>,
+    /// Show the primary console in a tmux session and open a window on it
+    #[arg(long, conflicts_with_all = ["con0", "tmux_detached"])]
+    tmux_attached: bool,
+    /// Show the primary console in a tmux session
+    #[arg(long, conflicts_with = "con0")]
+    tmux_detached: bool,
     /// Terminal emulator for consoles in windows: xterm, gnome, konsole, konsole-tab, alacritty, kitty, kitty-tab
     #[arg(long, value_name = "TYPE")]
     xterm: Option<Emulator>,
@@ -66,6 +95,12 @@ pub(crate) struct Options {
     /// Add a word to the kernel's command line
     #[arg(long, value_name = "PARAMETER")]
     append: Vec<String>,
+    /// Start into a single-user shell, without start-up commands
+    #[arg(long)]
+    single_user: bool,
+    /// Keep the number of the kernel's process in a file
+    #[arg(long, value_name = "FILE")]
+    pidfile: Option<PathBuf>,
     /// Wait for the machine to end; Ctrl-C halts it
     #[arg(short = 'F', long)]
     foreground: bool,
@@ -116,10 +151,44 @@ pub(crate) fn with_interfaces(args: impl IntoIterator<Item = OsString>) -> Vec<O
     out
 }
 
+/// This release and the host's kernel.
+static RELEASE: LazyLock<String> = LazyLock::new(|| {
+    let host = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+    let host = host.as_deref().map_or("<unavailable>", str::trim);
+    format!("{}\nhost kernel {host}", env!("CARGO_PKG_VERSION"))
+});
+
+/// Reads the command line; the help shows what the user's settings are.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Options {
+    let mut command = Options::command();
+    // A broken configuration must not keep anybody from reading the help; running will tell.
+    if let Ok(config) = super::config() {
+        let settings = [
+            "VM_KERNEL",
+            "VM_MEMORY",
+            "VM_MODEL_FS",
+            "VM_CON0",
+            "VM_CON1",
+            "TERM_TYPE",
+            "MAX_INTERFACES",
+        ];
+        let mut text = format!("{EXAMPLES}\n\nConfigured defaults:");
+        for name in settings {
+            let value = config
+                .settings
+                .get(name)
+                .map_or("(not set)", |setting| setting.value.as_str());
+            text.push_str(&format!("\n  {name:15} {value}"));
+        }
+        command = command.after_help(text);
+    }
+    let matches = command.get_matches_from(with_interfaces(args));
+    Options::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let config = Config::from_environment(|name| std::env::var(name).ok())?;
-    let dirs = super::dirs()?;
-    let plan = plan(options, &config, dirs)?;
+    let config = super::config()?;
+    let plan = plan(options, &config)?;
     if options.print {
         print(&plan)?;
         return Ok(ExitCode::SUCCESS);
@@ -136,8 +205,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// Decides everything.
-fn plan(options: &Options, config: &Config, dirs: Dirs) -> Result<Plan> {
+fn plan(options: &Options, config: &Config) -> Result<Plan> {
     let name = options.name.clone();
+    let dirs = config.dirs.clone();
     dirs.check(&name)?;
     let kernel = kernel(options, config)?;
     let memory_mb = options.mem.unwrap_or(config.memory_mb);
@@ -145,35 +215,38 @@ fn plan(options: &Options, config: &Config, dirs: Dirs) -> Result<Plan> {
     if !(least..=most).contains(&memory_mb) {
         bail!("cannot give machine {name} {memory_mb} MB of memory: use {least} to {most}");
     }
-    let interfaces = interfaces(options, config)?;
     let (consoles, emulator) = consoles(options, config)?;
-    let init = program("hubbub-init")
-        .or_else(|| installed_beside("../lib/hubbub/hubbub-init"))
-        .context("cannot find hubbub-init, the guest's first process\nhint: install Hubbub as a whole")?;
+    let root = disks::root(&name, options, config)?;
     let home = std::env::var_os("HOME")
         .map(PathBuf::from)
         .filter(|home| home.is_dir());
+    let mut append = options.append.clone();
+    append.extend(options.single_user.then(|| "single".to_owned()));
     let machine = Machine {
-        name,
-        kernel,
         memory_mb,
-        root: Root::Host { init },
-        interfaces,
+        memory_skew_mb: config.memory_skew_mb,
+        disks: disks::further(options)?,
+        interfaces: interfaces(options, config)?,
         consoles,
         hosthome: home.filter(|_| !options.no_hosthome),
         hostlab: options.hostlab.as_deref().map(directory).transpose()?,
         hostwd: options.hostwd.as_deref().map(directory).transpose()?,
         mounts: options.mount.clone(),
+        modules: disks::modules(&root, &kernel),
+        pidfile: options.pidfile.as_deref().map(disks::absolute).transpose()?,
         exec: options.exec.clone(),
-        append: options.append.clone(),
+        append,
         verbose: options.verbose,
         term: terminal_type(),
+        ..Machine::new(name, kernel, root)
     };
-    let windows = [0, 1].map(|number| window(&machine, number, emulator));
+    let opens_window = options.tmux_attached || (config.tmux_opens_window && !options.tmux_detached);
+    let windows = [0, 1].map(|number| window(&machine, number, emulator, opens_window));
+    let window = netio::terminal::window_size(std::io::stdin().as_fd());
     Ok(Plan {
         machine,
         dirs,
-        window: netio::terminal::window_size(std::io::stdin().as_fd()),
+        window,
         windows,
     })
 }
@@ -192,6 +265,21 @@ fn kernel(options: &Options, config: &Config) -> Result<PathBuf> {
 
 fn interfaces(options: &Options, config: &Config) -> Result<Vec<Interface>> {
     let mut interfaces = options.interfaces.clone();
+    for text in &options.mac {
+        let (name, address) = text
+            .split_once('=')
+            .with_context(|| format!("cannot read '{text}': it is not ethN=ADDRESS"))?;
+        let address: MacAddr = address
+            .parse()
+            .with_context(|| format!("cannot give {name} address '{address}'"))?;
+        if address.is_multicast() {
+            bail!("cannot give {name} address {address}: it is that of a group");
+        }
+        let interface = interfaces.iter_mut().find(|interface| interface.name() == name);
+        interface
+            .with_context(|| format!("cannot give {name} an address: there is no --{name}=DOMAIN"))?
+            .address = Some(address.0);
+    }
     interfaces.sort_by_key(|interface| interface.number);
     let mut seen = BTreeSet::new();
     for interface in &interfaces {
@@ -222,7 +310,8 @@ fn consoles(options: &Options, config: &Config) -> Result<([Console; 2], Emulato
         .iter()
         .any(|name| std::env::var_os(name).is_some());
     let mut consoles = config.consoles;
-    for (number, asked) in [options.con0, options.con1].into_iter().enumerate() {
+    let tmux = (options.tmux_attached || options.tmux_detached).then_some(Console::Tmux);
+    for (number, asked) in [options.con0.or(tmux), options.con1].into_iter().enumerate() {
         let wanted = asked.unwrap_or(consoles[number]);
         let missing = match wanted {
             Console::Xterm if !display => Some("there is no display".to_owned()),
@@ -238,7 +327,10 @@ fn consoles(options: &Options, config: &Config) -> Result<([Console; 2], Emulato
             ),
             Some(reason) => {
                 if !options.quiet && !options.print {
-                    eprintln!("{}: {reason}: console {number} is detached", options.name);
+                    launch::note(&format!(
+                        "{}: {reason}: console {number} is detached",
+                        options.name
+                    ));
                 }
                 Console::Detached
             }
@@ -256,8 +348,13 @@ fn consoles(options: &Options, config: &Config) -> Result<([Console; 2], Emulato
     Ok((consoles, emulator))
 }
 
-/// The command that opens the window of a console, if it has one.
-fn window(machine: &Machine, number: usize, emulator: Emulator) -> Option<Vec<String>> {
+/// The commands that open the window of a console, if it has one.
+fn window(
+    machine: &Machine,
+    number: usize,
+    emulator: Emulator,
+    tmux_window: bool,
+) -> Option<Vec<Vec<String>>> {
     let name = machine.name.as_str();
     let exe = std::env::current_exe().ok()?.display().to_string();
     let mut viewer = vec![exe, "vconnect".into(), name.into()];
@@ -270,8 +367,15 @@ fn window(machine: &Machine, number: usize, emulator: Emulator) -> Option<Vec<St
         format!("{name}-con{number}")
     };
     match machine.consoles[number] {
-        Console::Xterm => Some(emulator.command(&title, &viewer)),
-        Console::Tmux => Some(windows::tmux(&title, &viewer)),
+        Console::Xterm => Some(vec![emulator.command(&title, &viewer)]),
+        Console::Tmux => {
+            let mut commands = vec![windows::tmux(&title, &viewer)];
+            if tmux_window {
+                let attach = ["tmux", "attach", "-t", &windows::tmux_session(&title)].map(str::to_owned);
+                commands.push(emulator.command(&title, &attach));
+            }
+            Some(commands)
+        }
         _ => None,
     }
 }
@@ -284,11 +388,6 @@ fn directory(path: &Path) -> Result<PathBuf> {
         bail!("cannot use {}: it is not a directory", path.display());
     }
     Ok(absolute)
-}
-
-fn installed_beside(relative: &str) -> Option<PathBuf> {
-    let path = std::env::current_exe().ok()?.parent()?.join(relative);
-    path.canonicalize().ok().filter(|path| path.is_file())
 }
 
 /// The type of the user's terminal, if it can be a word of a command line.
@@ -348,7 +447,7 @@ fn print(plan: &Plan) -> Result<()> {
         "{}",
         quoted(std::iter::once(machine.kernel.display().to_string()).chain(args))
     )?;
-    for command in plan.windows.iter().flatten() {
+    for command in plan.windows.iter().flatten().flatten() {
         writeln!(out, "{}", quoted(command.iter().cloned()))?;
     }
     out.flush()?;
@@ -373,6 +472,10 @@ mod tests {
         Options::try_parse_from(with_interfaces(args))
     }
 
+    fn home(name: &str) -> Option<String> {
+        (name == "HOME").then(|| "/home/foo".into())
+    }
+
     #[test]
     fn interfaces_are_options_of_their_own() {
         let options = parse(&["pc1", "--eth1=B", "--eth0", "A", "-q"]).unwrap();
@@ -393,7 +496,7 @@ mod tests {
 
     #[test]
     fn interfaces_are_checked_together() {
-        let config = Config::default();
+        let config = Config::new(&[], home).unwrap();
         let check = |args: &[&str]| interfaces(&parse(args).unwrap(), &config).map_err(|e| e.to_string());
         let sorted = check(&["r", "--eth2=C", "--eth0=A"]).unwrap();
         assert_eq!(sorted.iter().map(|i| i.number).collect::<Vec<_>>(), [0, 2]);
@@ -417,10 +520,10 @@ mod tests {
     #[test]
     fn both_consoles_cannot_be_here() {
         let options = parse(&["pc1", "--con0=this", "--con1=this"]).unwrap();
-        assert!(consoles(&options, &Config::default()).is_err());
+        assert!(consoles(&options, &Config::new(&[], home).unwrap()).is_err());
         let options = parse(&["pc1", "--con0=this", "--con1=pty"]).unwrap();
         assert_eq!(
-            consoles(&options, &Config::default()).unwrap().0,
+            consoles(&options, &Config::new(&[], home).unwrap()).unwrap().0,
             [Console::This, Console::Pty]
         );
     }

@@ -39,8 +39,8 @@ pub struct Plan {
     pub dirs: Dirs,
     /// Size of the window the first console is shown in, in rows and columns.
     pub window: Option<(u16, u16)>,
-    /// The program that shows a console in a window, and its arguments before the command, one list a console.
-    pub windows: [Option<Vec<String>>; 2],
+    /// Commands that show a console in a window, for each console.
+    pub windows: [Option<Vec<Vec<String>>>; 2],
 }
 
 /// What a supervisor tells vstart, one JSON line each.

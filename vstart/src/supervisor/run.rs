@@ -204,6 +204,10 @@ impl Life<'_> {
     fn kernel_is_ready(&mut self) -> Result<()> {
         match self.machine().root {
             Root::Host { .. } => Ok(()),
+            Root::Disk { .. } => {
+                self.up()?;
+                self.set_status(Status::Ready)
+            }
         }
     }
 
@@ -285,7 +289,7 @@ impl Life<'_> {
                 }
                 _ => {}
             }
-            if let Some(command) = &self.plan.windows[number] {
+            for command in self.plan.windows[number].iter().flatten() {
                 viewers::open_window(command).with_context(|| format!("cannot run {}", command.join(" ")))?;
             }
         }
@@ -339,6 +343,10 @@ impl Life<'_> {
             .and_then(|pid| i32::try_from(pid).ok())
             .and_then(Process::of);
         self.step(format!("kernel {}", kernel.display()));
+        if let (Some(path), Some(process)) = (&self.machine().pidfile, process) {
+            fs::write(path, format!("{}\n", process.pid))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
         if let Some(record) = &mut self.record {
             record.kernel = process;
             record.command = std::iter::once(kernel.display().to_string())
@@ -356,6 +364,10 @@ impl Life<'_> {
         let console = self.primary.take();
         let halting = self.claim.is_halting();
         let name = self.plan.machine.name.clone();
+        if let Some(path) = &self.plan.machine.pidfile {
+            // The user may have removed it already.
+            let _ = fs::remove_file(path);
+        }
         if let Err(error) = self.claim.release() {
             return failed(&error.into(), console.as_deref());
         }

@@ -38,7 +38,11 @@ pub(crate) fn run() -> Result<()> {
     let words = Words::parse(&fs::read_to_string("/proc/cmdline").context("cannot read the command line")?);
     tell("booting");
     // Read now: the root that follows hides the host's /tmp, where it may be.
-    let commands = start_commands(&words)?;
+    let commands = if words.has("single") {
+        VecDeque::new()
+    } else {
+        start_commands(&words)?
+    };
     mounts::writable_root(&words)?;
     network::name(&words);
     network::bring_up(&words);
@@ -88,7 +92,7 @@ impl Machine {
     fn new(words: &Words, mut commands: VecDeque<String>) -> Self {
         let name = words.value("hostname").unwrap_or("uml");
         let (mut ready_file, mut shutdown_scripts) = (None, Vec::new());
-        if words.value("hostlab").is_some() {
+        if words.value("hostlab").is_some() && !words.has("single") {
             for script in [
                 format!("/hostlab/{name}.startup"),
                 "/hostlab/shared.startup".into(),

@@ -42,6 +42,11 @@ impl Words {
             .find_map(|(k, value)| value.as_deref().filter(|_| k == key))
     }
 
+    /// Whether a word without a value is there.
+    pub(crate) fn has(&self, word: &str) -> bool {
+        self.0.iter().any(|(k, value)| k == word && value.is_none())
+    }
+
     /// The values of every `key=value`, in order.
     pub(crate) fn values<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
         self.0
@@ -87,6 +92,7 @@ mod tests {
         assert_eq!(words.value("exec"), Some("echo a  b"));
         assert_eq!(words.values("mount").collect::<Vec<_>>(), ["/a b,/c", "/d,/e"]);
         assert_eq!(words.value("ro"), None);
+        assert!(words.has("ro") && !words.has("mem") && !words.has("single"));
         assert_eq!(words.value("console"), Some("tty0"));
     }
 

@@ -1,0 +1,375 @@
+//! The options of vstart's manual do what it says, with real kernels where they change more than a command line.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tests::model;
+use tests::uml::{Home, text, wait_for};
+
+/// What the guest of the small model has left in the home directory, and how often it has booted.
+fn report(home: &Home) -> (String, String) {
+    let path = home.path().join("report");
+    wait_for("the guest's report", || path.exists());
+    let report = fs::read_to_string(&path).unwrap_or_default();
+    fs::remove_file(path).expect("the report is ours");
+    let boots = report.lines().next().unwrap_or_default().trim().to_owned();
+    (boots, report)
+}
+
+#[test]
+fn changes_to_a_model_are_kept_beside_it() {
+    let home = Home::new();
+    let model = model::make(&home.path());
+    let untouched = fs::read(&model).unwrap();
+    for boots in ["1", "2"] {
+        home.ok("vstart", ["pc1", "-m", "model"]);
+        let (counted, report) = report(&home);
+        assert_eq!(counted, boots, "{report}");
+        assert!(report.contains("\"modules=/usr\""), "{report}");
+        home.ok("vhalt", ["pc1"]);
+    }
+    let disk = home.path().join("pc1.disk");
+    assert!(disk.exists());
+    assert_eq!(fs::read(&model).unwrap(), untouched);
+
+    // Changes belong to one model and, while it runs, to one machine.
+    fs::copy(&model, home.path().join("other")).unwrap();
+    let error = home.fails(1, "vstart", ["pc1", "-m", "other"]);
+    assert!(
+        error.contains("pc1.disk with model") && error.contains("\nhint: "),
+        "{error}"
+    );
+    home.ok("vstart", ["pc1", "-m", "model"]);
+    let error = home.fails(1, "vstart", ["pc2", "-m", "model", "-f", "pc1.disk"]);
+    assert!(error.contains("machine pc1 is using it"), "{error}");
+    let error = home.fails(1, "vstart", ["pc2", "-m", "model", "-f", "model"]);
+    assert!(error.contains("something else than a COW file"), "{error}");
+    home.ok("vcrash", ["pc1"]);
+    for file in ["pc1.disk", "model", "other", "report"] {
+        let _ = fs::remove_file(home.path().join(file));
+    }
+    home.assert_nothing_left();
+}
+
+#[test]
+fn changes_may_be_hidden_or_go_into_the_model() {
+    let home = Home::of_ordinary_user();
+    let model = model::make(&home.path());
+    fs::set_permissions(&model, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    for (option, boots) in [("-D", "1"), ("-D", "1"), ("-W", "1"), ("-W", "2")] {
+        let mut vstart = home.command("vstart");
+        let output = vstart
+            .args(["pc1", option])
+            .env("NETKIT_FILESYSTEM", &model)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert_eq!(report(&home).0, boots, "{option}");
+        home.ok("vhalt", ["pc1"]);
+    }
+    fs::remove_file(model).unwrap();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn disks_and_cdroms_come_behind_the_first() {
+    let home = Home::new();
+    model::make(&home.path());
+    for (name, kib) in [("d1", 64), ("d2", 128), ("cd", 256)] {
+        fs::write(home.path().join(name), vec![0; kib * 1024]).unwrap();
+    }
+    home.ok(
+        "vstart",
+        [
+            "pc1",
+            "-D",
+            "-m",
+            "model",
+            "--cdrom",
+            "cd",
+            "--disk=d1",
+            "--disk=d2",
+            "--pidfile",
+            "pid",
+        ],
+    );
+    let pid = fs::read_to_string(home.path().join("pid")).unwrap();
+    assert_eq!(pid.trim().parse().ok(), Some(home.pid("pc1", "pid").as_raw()));
+    let (_, report) = report(&home);
+    let sizes = |name: &str| {
+        report
+            .lines()
+            .any(|line| line.split_whitespace().skip(2).eq(name.split(' ')))
+    };
+    for disk in ["64 ubdb", "128 ubdc", "256 ubdd"] {
+        assert!(sizes(disk), "{disk}: {report}");
+    }
+    home.ok("vhalt", ["pc1"]);
+    for file in ["d1", "d2", "cd", "model"] {
+        fs::remove_file(home.path().join(file)).unwrap();
+    }
+    home.assert_nothing_left();
+}
+
+#[test]
+fn conflicts_of_the_manual_are_errors() {
+    let home = Home::new();
+    for args in [
+        &["pc1", "-W", "-f", "x"][..],
+        &["pc1", "-W", "-D"],
+        &["pc 1"],
+        &["pc1", "--eth0=a_b"],
+        &["pc1", "--eth0=tap"],
+        &["pc1", "--con0=hdmi"],
+        &["pc1", "--xterm=rxvt"],
+        &[],
+    ] {
+        let error = home.fails(2, "vstart", args);
+        assert!(error.starts_with("error: "), "{args:?}: {error}");
+    }
+    for (args, message) in [
+        (
+            &["pc1", "--con0=this", "--con1=this"][..],
+            "cannot show both consoles on this terminal\nhint: ",
+        ),
+        (
+            &["pc1", "--con0=xterm"],
+            "cannot show console 0 as asked: there is no display\nhint: ",
+        ),
+        (
+            &["pc1", "-W"],
+            "cannot do without a model file system: --no-cow is about changes to it\nhint: ",
+        ),
+        (
+            &["pc1", "-M", "1"],
+            "cannot give machine pc1 1 MB of memory: use 8 to 65536",
+        ),
+        (
+            &["pc1", "-m", "nowhere"],
+            "cannot use model file system nowhere: ",
+        ),
+        (&["pc1", "-l", "nowhere"], "cannot use directory nowhere: "),
+        (&["pc1", "--eth40=A"], "cannot add eth40: the highest is eth39"),
+    ] {
+        let error = home.fails(1, "vstart", args);
+        assert!(error.contains(&format!("vstart: {message}")), "{args:?}: {error}");
+    }
+    home.assert_nothing_left();
+}
+
+#[test]
+fn the_examples_of_the_manual_print_what_they_run() {
+    let home = Home::new();
+    let dir = home.path();
+    for file in ["model-fs", "uml-kernel"] {
+        fs::write(dir.join(file), "").unwrap();
+    }
+    fs::set_permissions(
+        dir.join("uml-kernel"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    let print = |args: &[&str]| home.ok("vstart", args.iter().chain(&["-p"]));
+    let home_word = format!("'\"hosthome={}\"'", dir.display());
+
+    let plain = print(&["pc1"]);
+    assert_eq!(plain.lines().count(), 1);
+    assert!(
+        plain.starts_with("/usr/bin/linux.uml umid=pc1 mem=132M root=/dev/root "),
+        "{plain}"
+    );
+    assert!(plain.contains(&format!(" hostname=pc1 {home_word} ")), "{plain}");
+
+    let kernel = dir.join("uml-kernel");
+    let own = print(&["mypc1", "-k", "uml-kernel", "-M", "128", "-m", "model-fs"]);
+    let expected = format!(
+        "{} umid=mypc1 mem=132M ubd0={dir}/mypc1.disk,{dir}/model-fs root=98:0 uml_dir={dir}/.netkit/mconsole/ ",
+        kernel.display(),
+        dir = dir.display()
+    );
+    assert!(own.starts_with(&expected), "{own}");
+
+    let router = print(&[
+        "test",
+        "--eth0=A",
+        "--eth1=B",
+        "-f",
+        "myFilesystem",
+        "-m",
+        "model-fs",
+    ]);
+    let lines: Vec<_> = router.lines().collect();
+    assert_eq!(lines.len(), 4, "{router}");
+    assert!(lines[0].contains(&format!(
+        "switchd run --dir {}/.netkit/hubs --idle-exit 5",
+        dir.display()
+    )));
+    assert!(
+        lines[1].ends_with(r#"{"op":"domain-hold","domain":"A","mode":"hub","mtu":1500,"ageing_s":100}"#)
+    );
+    assert!(lines[3].contains(&format!(
+        "ubd0={dir}/myFilesystem,{dir}/model-fs",
+        dir = dir.display()
+    )));
+    for (interface, domain) in [("eth0", "A"), ("eth1", "B")] {
+        let socket = format!("{}/.netkit/hubs/vhub_", dir.display());
+        let words: Vec<_> = lines[3]
+            .split(' ')
+            .filter(|word| word.starts_with(interface))
+            .collect();
+        let [word] = words[..] else { panic!("{router}") };
+        assert!(
+            word.contains(&format!(",unix,{socket}")) && word.ends_with(&format!("_{domain}.cnct")),
+            "{word}"
+        );
+    }
+    assert!(!dir.join(".netkit").exists(), "printing must not make anything");
+}
+
+#[test]
+fn settings_come_from_files_and_the_environment() {
+    let home = Home::new();
+    let dir = home.path().join(".netkit");
+    fs::create_dir(&dir).unwrap();
+    fs::write(
+        dir.join("netkit.conf"),
+        "VM_MEMORY=64 # small\nVM_CON1='pty'\nCHECK_FOR_UPDATES=yes\n",
+    )
+    .unwrap();
+    assert!(home.ok("vstart", ["pc1", "-p"]).contains(" mem=68M "));
+    assert!(home.ok("vstart", ["pc1", "-p", "-M", "80"]).contains(" mem=84M "));
+    let shown = home.ok("vconfig", ["--show"]);
+    assert!(
+        shown.contains(&format!("VM_MEMORY=64  # {}/netkit.conf:1\n", dir.display())),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("CHECK_FOR_UPDATES=yes  # ") && shown.contains(":3, without effect\n"),
+        "{shown}"
+    );
+    let help = home.ok("vstart", ["-h"]);
+    assert!(help.contains("VM_MEMORY       64"), "{help}");
+    assert!(home.ok("vstart", ["--version"]).contains("\nhost kernel "));
+    fs::write(dir.join("netkit.conf"), "VM_MEMORY=$(reboot)\n").unwrap();
+    let error = home.fails(1, "vstart", ["pc1", "-p"]);
+    assert!(
+        error.contains("netkit.conf:1: commands in it are not run"),
+        "{error}"
+    );
+    home.ok("vstart", ["-h"]);
+    fs::remove_file(dir.join("netkit.conf")).unwrap();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn consoles_on_a_pty_and_a_port_work() {
+    let home = Home::new();
+    // A free port: whoever takes it in between makes the test fail, not pass.
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let vstart = home
+        .command("vstart")
+        .args([
+            "pc1",
+            &format!("--con0=port:{port}"),
+            "--con1=pty",
+            "-e",
+            "echo started > /dev/tty1",
+        ])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The machine starts when somebody looks.
+    let mut stream = None;
+    wait_for("the port", || {
+        stream = TcpStream::connect(("127.0.0.1", port)).ok();
+        stream.is_some()
+    });
+    let mut stream = stream.unwrap();
+    home.wait_for_status("pc1", "ready");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(&[255, 253, 1]).unwrap();
+    stream.write_all(b"echo $((6*7))-on-port\r\0").unwrap();
+    let mut shown = String::new();
+    while !shown.contains("42-on-port") {
+        let mut buffer = [0; 1024];
+        let length = stream.read(&mut buffer).unwrap();
+        shown.push_str(&text(&buffer[..length]));
+    }
+    let errors = text(&vstart.wait_with_output().unwrap().stderr);
+    let pty = errors
+        .split("screen ")
+        .nth(1)
+        .and_then(|rest| rest.split('\'').next())
+        .expect("a pty is told");
+    assert!(
+        home.ok("vlist", ["pc1"])
+            .contains(&format!("console 1   {pty}\n"))
+    );
+    let mut terminal = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(Path::new(pty))
+        .unwrap();
+    terminal.write_all(b"echo $((6*7))-on-pty\r").unwrap();
+    let mut lines = BufReader::new(terminal).lines();
+    assert!(lines.any(|line| line.unwrap().contains("42-on-pty")));
+    home.ok("vhalt", ["pc1"]);
+    home.assert_nothing_left();
+}
+
+#[test]
+fn the_guest_reads_what_netkit_guests_read() {
+    let home = Home::new();
+    for dir in ["lab", "lab/pc1/etc", "lab/shared/etc", "work", "extra dir"] {
+        fs::create_dir_all(home.path().join(dir)).unwrap();
+    }
+    fs::write(home.path().join("lab/shared/etc/who"), "shared\n").unwrap();
+    fs::write(home.path().join("lab/pc1/etc/who"), "pc1\n").unwrap();
+    fs::write(
+        home.path().join("lab/pc1.startup"),
+        "cp /etc/who /hostlab/startup\n",
+    )
+    .unwrap();
+    let mount = format!("--mount={},/extra", home.path().join("extra dir").display());
+    let args = [
+        "-H",
+        "-l",
+        "lab",
+        "-w",
+        "work",
+        &mount,
+        "--append=autoconf_lo=10.9.9.9",
+        "--append=foo",
+    ];
+    home.start(
+        "pc1",
+        &[
+            &args[..],
+            &[
+                "-e",
+                "ip -o a > /hostwd/a; ls -d /hosthome > /extra/home; cat /proc/cmdline > /hostwd/c",
+            ],
+        ]
+        .concat(),
+    );
+    let read =
+        |name: &str| fs::read_to_string(home.path().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    assert_eq!(read("lab/startup"), "pc1\n");
+    assert!(home.path().join("lab/pc1.ready").exists());
+    assert!(read("work/a").contains("10.9.9.9/24"), "{}", read("work/a"));
+    assert_eq!(read("extra dir/home"), "");
+    assert!(
+        read("work/c").contains(" autoconf_lo=10.9.9.9 foo "),
+        "{}",
+        read("work/c")
+    );
+    home.ok("vhalt", ["pc1"]);
+}
