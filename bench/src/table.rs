@@ -11,9 +11,6 @@ use crate::load::{Delivery, Traffic};
 use crate::machine::Machine;
 use crate::many::Many;
 
-const START: &str = "<!-- hubbench:start -->";
-const END: &str = "<!-- hubbench:end -->";
-
 /// Everything one run of the bench has found out.
 #[derive(Clone, Debug, Serialize)]
 pub struct Results {
@@ -92,21 +89,22 @@ impl Section {
     }
 }
 
-/// Puts `text` between the markers of a file, in place of what is there.
+/// Puts `text` between the markers `<!-- name:start -->` and `<!-- name:end -->` of a file, in place of what is there.
 ///
 /// # Errors
 /// When the file cannot be read or written, or has no markers.
-pub fn replace_in(path: &Path, text: &str) -> io::Result<()> {
+pub fn replace_in(path: &Path, name: &str, text: &str) -> io::Result<()> {
     let old = std::fs::read_to_string(path)?;
-    let new = replaced(&old, text)
-        .ok_or_else(|| io::Error::other(format!("no line '{START}' and '{END}' after it")))?;
+    let new = replaced(&old, name, text)
+        .ok_or_else(|| io::Error::other(format!("no line '<!-- {name}:start -->' and its end after it")))?;
     std::fs::write(path, new)
 }
 
-fn replaced(old: &str, text: &str) -> Option<String> {
-    let (before, rest) = old.split_once(START)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{START}\n{text}{END}{after}"))
+fn replaced(old: &str, name: &str, text: &str) -> Option<String> {
+    let (start, end) = (format!("<!-- {name}:start -->"), format!("<!-- {name}:end -->"));
+    let (before, rest) = old.split_once(&start)?;
+    let (_, after) = rest.split_once(&end)?;
+    Some(format!("{before}{start}\n{text}{end}{after}"))
 }
 
 fn row_markdown(row: &Row) -> String {
@@ -189,12 +187,12 @@ mod tests {
 
     #[test]
     fn only_what_is_between_the_markers_changes() {
-        let old = format!("a\n{START}\nold\n{END}\nb\n");
+        let old = "a\n<!-- x:start -->\nold\n<!-- x:end -->\nb\n";
         assert_eq!(
-            replaced(&old, "new\n").unwrap(),
-            format!("a\n{START}\nnew\n{END}\nb\n")
+            replaced(old, "x", "new\n").as_deref(),
+            Some("a\n<!-- x:start -->\nnew\n<!-- x:end -->\nb\n")
         );
-        assert_eq!(replaced("a", "new"), None);
-        assert_eq!(replaced(&format!("{END}{START}"), "new"), None);
+        assert_eq!(replaced(old, "y", "new"), None);
+        assert_eq!(replaced("<!-- x:end --><!-- x:start -->", "x", "new"), None);
     }
 }

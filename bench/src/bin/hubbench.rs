@@ -111,7 +111,7 @@ fn bench(args: &Args) -> anyhow::Result<()> {
         _ => {}
     }
     match &args.readme {
-        Some(path) => replace_in(path, &results.markdown())
+        Some(path) => replace_in(path, "hubbench", &results.markdown())
             .with_context(|| format!("cannot put the results into {}", path.display())),
         None => Ok(()),
     }
