@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use proto::DomainName;
-use proto::ctl::{Drops, Mode};
+use proto::ctl::{Drops, FileMode, Mode};
 
 /// Host collision domains for virtual machines, and look at them
 #[derive(Debug, Parser)]
@@ -99,6 +99,12 @@ pub(crate) enum DomainCommand {
         /// Forget a station so long after its last frame
         #[arg(long, value_name = "SECONDS", default_value_t = 100)]
         ageing: u64,
+        /// Permissions of the VDE control socket, such as 0660
+        #[arg(long, value_name = "MODE", default_value_t)]
+        vde_mode: FileMode,
+        /// Group of the VDE directory
+        #[arg(long, value_name = "GROUP")]
+        vde_group: Option<String>,
     },
     /// List the domains
     Ls {

@@ -70,6 +70,8 @@ struct FileDomain {
     mode: Option<proto::ctl::Mode>,
     mtu: Option<u32>,
     ageing_s: Option<u64>,
+    #[serde(default)]
+    vde: proto::ctl::VdeAccess,
 }
 
 impl Config {
@@ -108,6 +110,7 @@ impl FileDomain {
             mode: self.mode.unwrap_or(spec.mode),
             mtu: self.mtu.unwrap_or(spec.mtu),
             ageing_s: self.ageing_s.unwrap_or(spec.ageing_s),
+            vde: self.vde,
             ..spec
         }
     }

@@ -16,7 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::config::Config;
-use crate::control::registry::{Admission, Registry, cannot_listen};
+use crate::control::listeners::cannot_listen;
+use crate::control::registry::{Admission, Registry};
 use crate::control::server;
 use crate::datapath::Handle;
 

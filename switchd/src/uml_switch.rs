@@ -19,7 +19,8 @@ use tokio::sync::oneshot;
 
 use crate::config::DEFAULT_HOLD;
 use crate::control::domain::Sockets;
-use crate::control::registry::{Admission, Registry, cannot_listen};
+use crate::control::listeners::cannot_listen;
+use crate::control::registry::{Admission, Registry};
 use crate::daemon::{raise_descriptor_limit, start_workers};
 use crate::datapath::NewPort;
 use crate::datapath::port::{Identity, Link};
@@ -142,6 +143,7 @@ async fn host(options: &Options, listener: StdListener, tap: Option<OwnedFd>) ->
         data: None,
         shared: options.compat.then(|| options.data.clone()),
         bess: None,
+        vde: None,
     };
     let domain = registry.add_at(spec, false, sockets, Some(listener))?;
     if options.compat {

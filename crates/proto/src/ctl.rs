@@ -133,6 +133,9 @@ pub struct DomainSpec {
     /// Seconds a learnt station is remembered after its last frame.
     #[serde(default = "default_ageing")]
     pub ageing_s: u64,
+    /// Who may attach over VDE.
+    #[serde(default)]
+    pub vde: VdeAccess,
 }
 
 impl DomainSpec {
@@ -143,7 +146,78 @@ impl DomainSpec {
             mode: Mode::default(),
             mtu: default_mtu(),
             ageing_s: default_ageing(),
+            vde: VdeAccess::default(),
         }
+    }
+}
+
+/// Who may attach to a domain over VDE: the permissions of its VDE directory.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VdeAccess {
+    /// Permissions of the control socket.
+    pub mode: FileMode,
+    /// The group they speak of; that of the daemon if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+}
+
+/// Permissions of a file that is read and written: octal digits, such as `0660`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct FileMode(u32);
+
+impl FileMode {
+    /// The permission bits.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for FileMode {
+    fn default() -> Self {
+        Self(0o600)
+    }
+}
+
+/// The text is not a mode a socket can have.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "'{0}' is no mode for a socket: it has three octal digits of which the first is 6 or 7, such as 0660"
+)]
+pub struct ModeError(String);
+
+impl std::str::FromStr for FileMode {
+    type Err = ModeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.strip_prefix('0').unwrap_or(text);
+        match u32::from_str_radix(digits, 8) {
+            Ok(bits) if digits.len() == 3 && bits & 0o600 == 0o600 && !digits.starts_with('+') => {
+                Ok(Self(bits))
+            }
+            _ => Err(ModeError(text.to_owned())),
+        }
+    }
+}
+
+impl TryFrom<String> for FileMode {
+    type Error = ModeError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<FileMode> for String {
+    fn from(mode: FileMode) -> Self {
+        mode.to_string()
+    }
+}
+
+impl std::fmt::Display for FileMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:04o}", self.0)
     }
 }
 
@@ -355,6 +429,24 @@ mod tests {
         assert_eq!(request, Request::DomainAdd(spec));
         let request: Request = serde_json::from_str(r#"{"op":"port-ls"}"#).unwrap();
         assert_eq!(request, Request::PortLs { domain: None });
+    }
+
+    #[test]
+    fn modes_are_octal_and_let_the_owner_in() {
+        for (text, bits) in [("0660", 0o660), ("777", 0o777), ("600", 0o600)] {
+            assert_eq!(text.parse::<FileMode>().unwrap().bits(), bits);
+        }
+        for text in ["", "0", "0060", "66", "0888", "02770", "+60", "rw-", "00660"] {
+            assert!(text.parse::<FileMode>().is_err(), "{text}");
+        }
+        let line = r#"{"op":"domain-add","domain":"A","vde":{"mode":"0660","group":"lab"}}"#;
+        let Request::DomainAdd(spec) = serde_json::from_str(line).unwrap() else {
+            panic!("another request")
+        };
+        assert_eq!(
+            (spec.vde.mode.bits(), spec.vde.group.as_deref()),
+            (0o660, Some("lab"))
+        );
     }
 
     #[test]

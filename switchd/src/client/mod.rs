@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use proto::ctl::{DomainSpec, Reply, Request};
+use proto::ctl::{DomainSpec, Reply, Request, VdeAccess};
 use serde::Serialize;
 
 use crate::cli::{Command, DomainCommand, FdbArguments, PortCommand};
@@ -30,12 +30,18 @@ pub(crate) fn run(directory: &Path, command: Command) -> anyhow::Result<()> {
             mode,
             mtu,
             ageing,
+            vde_mode,
+            vde_group,
         }) => connection
             .ask(&Request::DomainAdd(DomainSpec {
                 domain,
                 mode,
                 mtu,
                 ageing_s: ageing,
+                vde: VdeAccess {
+                    mode: vde_mode,
+                    group: vde_group,
+                },
             }))
             .map(drop),
         Command::Domain(DomainCommand::Rm { domain }) => {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,11 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::domain::Domain;
-use super::handshake::{Refusal, data_socket, read_request, unnamed_socket};
+use super::domain::{Domain, Entry};
+use super::handshake::{DataPath, Refusal, data_socket, read_request, unnamed_socket};
 use super::peer;
 use super::registry::Registry;
+use super::vde;
 use crate::datapath::port::{Identity, Link};
 use crate::datapath::{NewPort, uml};
 
@@ -37,7 +39,12 @@ struct Pending {
 }
 
 /// Accepts clients of a domain for as long as the domain exists.
-pub(crate) async fn accept(registry: Arc<Registry>, domain: Arc<Domain>, listener: UnixListener) {
+pub(crate) async fn accept(
+    registry: Arc<Registry>,
+    domain: Arc<Domain>,
+    listener: UnixListener,
+    entry: Entry,
+) {
     let mut pending: VecDeque<Pending> = VecDeque::new();
     loop {
         let stream = match listener.accept().await {
@@ -52,7 +59,7 @@ pub(crate) async fn accept(registry: Arc<Registry>, domain: Arc<Domain>, listene
         if pending.len() >= PENDING {
             make_room(&registry, &domain, &mut pending).await;
         }
-        let hearing = hear(Arc::clone(&registry), Arc::clone(&domain), stream);
+        let hearing = hear(Arc::clone(&registry), Arc::clone(&domain), stream, entry);
         pending.push_back(Pending {
             since: Instant::now(),
             hearing: tokio::spawn(hearing).abort_handle(),
@@ -78,34 +85,44 @@ async fn make_room(registry: &Registry, domain: &Domain, pending: &mut VecDeque<
 }
 
 /// Hears a client. What follows its request is left to a task of its own, which nobody ends half-way.
-async fn hear(registry: Arc<Registry>, domain: Arc<Domain>, mut stream: UnixStream) {
-    match request(&registry, &mut stream).await {
-        Ok((peer, request)) => drop(tokio::spawn(serve(registry, domain, stream, peer, request))),
+async fn hear(registry: Arc<Registry>, domain: Arc<Domain>, mut stream: UnixStream, entry: Entry) {
+    match request(&registry, &domain, &mut stream, entry).await {
+        Ok((peer, request)) => {
+            let client = Client { peer, request, entry };
+            drop(tokio::spawn(serve(registry, domain, stream, client)));
+        }
         Err(refusal) => registry.refuse(&domain, &refusal),
     }
 }
 
-async fn request(registry: &Registry, stream: &mut UnixStream) -> Result<(Peer, Request), Refusal> {
+async fn request(
+    registry: &Registry,
+    domain: &Domain,
+    stream: &mut UnixStream,
+    entry: Entry,
+) -> Result<(Peer, Request), Refusal> {
     let peer = peer::credentials(&*stream)?;
-    if !registry.admits(peer.uid) {
+    let by_permissions = entry == Entry::Vde && vde::is_shared(&domain.spec.vde);
+    if !by_permissions && !registry.admits(peer.uid) {
         return Err(Refusal::Foreign(peer.uid));
     }
     Ok((peer, read_request(stream).await?))
 }
 
-/// Makes a client a port and stays with it to its end.
-async fn serve(
-    registry: Arc<Registry>,
-    domain: Arc<Domain>,
-    mut stream: UnixStream,
+/// A client that has made its request.
+struct Client {
     peer: Peer,
     request: Request,
-) {
-    match become_port(&registry, &domain, &mut stream, peer, request).await {
-        Ok((port, request)) => {
+    entry: Entry,
+}
+
+/// Makes a client a port and stays with it to its end.
+async fn serve(registry: Arc<Registry>, domain: Arc<Domain>, mut stream: UnixStream, client: Client) {
+    match become_port(&registry, &domain, &mut stream, &client).await {
+        Ok(port) => {
             port.live(&registry, &domain, hung_up(&mut stream)).await;
-            if request.version == Version::V0 {
-                domain.forget_shared(request.client);
+            if client.request.version == Version::V0 {
+                domain.forget_shared(client.request.client);
             }
         }
         Err(refusal) => registry.refuse(&domain, &refusal),
@@ -116,17 +133,25 @@ async fn become_port(
     registry: &Registry,
     domain: &Arc<Domain>,
     stream: &mut UnixStream,
-    peer: Peer,
-    request: Request,
-) -> Result<(LivePort, Request), Refusal> {
-    let Kind::Port { number } = request.kind else {
-        return Err(Refusal::Unsupported(
-            "dump ports are not supported; use 'switchd capture'",
-        ));
+    client: &Client,
+) -> Result<LivePort, Refusal> {
+    let number = match client.request.kind {
+        Kind::Port { number } => number,
+        // The VDE client's port 0, which is a port like any other here.
+        Kind::Dump if client.request.client.path().is_some() => None,
+        Kind::Dump => {
+            return Err(Refusal::Unsupported(
+                "dump ports are not supported; use 'switchd capture'",
+            ));
+        }
     };
     let id = domain.reserve(number).map_err(Refusal::Taken)?;
-    match attach(registry, domain, stream, id, peer, &request).await {
-        Ok(gone) => Ok((LivePort { id, peer, gone }, request)),
+    match attach(registry, domain, stream, id, client).await {
+        Ok(gone) => Ok(LivePort {
+            id,
+            peer: client.peer,
+            gone,
+        }),
         Err(refusal) => {
             domain.release(id);
             Err(refusal)
@@ -140,9 +165,9 @@ async fn attach(
     domain: &Arc<Domain>,
     stream: &mut UnixStream,
     id: PortId,
-    peer: Peer,
-    request: &Request,
+    client: &Client,
 ) -> Result<oneshot::Receiver<Infallible>, Refusal> {
+    let Client { peer, request, entry } = client;
     let (link, reply) = if request.version == Version::V0 {
         let inbound = domain.shared_socket()?.route(request.client)?;
         (
@@ -150,21 +175,30 @@ async fn attach(
             None,
         )
     } else {
-        let (socket, address) = data_socket(&domain.data_path(id), request.client)?;
+        let place = domain.data_path(*entry, id);
+        let (socket, address) = data_socket(&place, request.client)?;
+        if let (Entry::Vde, DataPath::File(path)) = (entry, &place) {
+            vde::open_to_clients(path, &domain.spec.vde)?;
+        }
         (uml::Link::new(socket), Some(address))
     };
-    let name = match request.description.as_str() {
-        "" => peer::name(peer, &domain.sockets.control),
-        description => description.to_owned(),
+    let (link, socket) = match entry {
+        Entry::Uml => (Link::Uml(link), Some(&domain.sockets.control)),
+        Entry::Vde => (Link::Vde(link), domain.sockets.vde.as_ref()),
     };
+    let name = peer::name(
+        *peer,
+        socket.map_or(Path::new(""), |path| path),
+        &request.description,
+    );
     let (alive, gone) = oneshot::channel();
-    let identity = Identity::now(name, Some(peer));
+    let identity = Identity::now(name, Some(*peer));
     registry
         .attach(
             domain,
             NewPort {
                 id,
-                link: Link::Uml(link),
+                link,
                 identity,
                 alive,
             },

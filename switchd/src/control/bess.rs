@@ -66,7 +66,7 @@ async fn become_port(
     let port = NewPort {
         id,
         link: Link::Bess(bess::Link::new(connection)),
-        identity: Identity::now(peer::name(peer, socket), Some(peer)),
+        identity: Identity::now(peer::name(peer, socket, ""), Some(peer)),
         alive,
     };
     match registry.attach(domain, port).await {

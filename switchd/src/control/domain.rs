@@ -13,7 +13,17 @@ use tokio::task::AbortHandle;
 
 use super::compat::SharedSocket;
 use super::handshake::DataPath;
+use super::vde;
 use crate::datapath::{DomainId, Snapshot};
+
+/// The way a client comes in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Entry {
+    /// The uml_switch control socket.
+    Uml,
+    /// The control socket in the VDE directory.
+    Vde,
+}
 
 /// Where a domain is reached.
 #[derive(Clone, Debug)]
@@ -26,13 +36,17 @@ pub(crate) struct Sockets {
     pub(crate) shared: Option<PathBuf>,
     /// Where vector guests connect.
     pub(crate) bess: Option<PathBuf>,
+    /// The directory VDE clients know the domain by.
+    pub(crate) vde: Option<PathBuf>,
 }
 
 impl Sockets {
     /// Where to attach, by kind of port.
     fn listed(&self) -> BTreeMap<String, String> {
-        [("uml", Some(&self.control)), ("bess", self.bess.as_ref())]
+        let optional = [("bess", &self.bess), ("vde", &self.vde)].map(|(kind, path)| (kind, path.as_ref()));
+        [("uml", Some(&self.control))]
             .into_iter()
+            .chain(optional)
             .filter_map(|(kind, path)| Some((kind.to_owned(), path?.to_string_lossy().into_owned())))
             .collect()
     }
@@ -137,10 +151,20 @@ impl Domain {
     }
 
     /// Where the data socket of a port is bound.
-    pub(crate) fn data_path(&self, port: PortId) -> DataPath {
-        match &self.sockets.data {
-            Some(directory) => DataPath::File(directory.join(port.to_string())),
-            None => DataPath::Abstract,
+    pub(crate) fn data_path(&self, entry: Entry, port: PortId) -> DataPath {
+        match (entry, &self.sockets) {
+            (Entry::Uml, Sockets { data: Some(data), .. }) => DataPath::File(data.join(port.to_string())),
+            (Entry::Vde, Sockets { vde: Some(vde), .. }) => DataPath::File(vde::data_path(vde, port)),
+            _ => DataPath::Abstract,
+        }
+    }
+
+    /// Removes the data socket of a port, whichever way its client came in.
+    pub(crate) fn remove_data_socket(&self, port: PortId) {
+        for entry in [Entry::Uml, Entry::Vde] {
+            if let DataPath::File(path) = self.data_path(entry, port) {
+                remove_if_there(&path);
+            }
         }
     }
 
@@ -175,18 +199,18 @@ impl Domain {
     }
 
     /// Removes every socket file of the domain.
-    pub(crate) fn remove_files(&self) {
-        remove_if_there(&self.sockets.control);
-        if let Some(path) = &self.sockets.bess {
-            remove_if_there(path);
-        }
-        if let (Some(path), Some(_)) = (&self.sockets.shared, self.compat.get()) {
-            remove_if_there(path);
-        }
-        if let Some(directory) = &self.sockets.data
-            && let Err(error) = clear_directory(directory)
+    fn remove_files(&self) {
+        let shared = self.compat.get().and(self.sockets.shared.as_ref());
+        for path in [Some(&self.sockets.control), self.sockets.bess.as_ref(), shared]
+            .into_iter()
+            .flatten()
         {
-            tracing::warn!("cannot remove {}: {error}", directory.display());
+            remove_if_there(path);
+        }
+        for directory in [&self.sockets.data, &self.sockets.vde].into_iter().flatten() {
+            if let Err(error) = clear_directory(directory) {
+                tracing::warn!("cannot remove {}: {error}", directory.display());
+            }
         }
     }
 

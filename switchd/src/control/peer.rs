@@ -30,10 +30,10 @@ pub(crate) async fn ended(peer: Peer) -> io::Result<()> {
 }
 
 /// The machine and interface at the other end, from the command line of a UML kernel: `pc1:eth0` for
-/// `umid=pc1 eth0=daemon,,,SOCKET`; the program's name for other processes.
-pub(crate) fn name(peer: Peer, socket: &Path) -> String {
+/// `umid=pc1 eth0=daemon,,,SOCKET`; for other processes how they describe themselves, or the program's name.
+pub(crate) fn name(peer: Peer, socket: &Path, description: &str) -> String {
     let Ok(command_line) = std::fs::read(format!("/proc/{}/cmdline", peer.pid)) else {
-        return String::new();
+        return description.to_owned();
     };
     let words: Vec<_> = command_line
         .split(|&b| b == 0)
@@ -48,6 +48,7 @@ pub(crate) fn name(peer: Peer, socket: &Path) -> String {
     });
     match (machine, interface) {
         (Some(machine), Some(interface)) => format!("{machine}:{interface}"),
+        _ if !description.is_empty() => description.to_owned(),
         (Some(machine), None) => machine.to_owned(),
         (None, _) => words
             .first()

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,18 +13,17 @@ use std::time::Instant;
 use fabric::{MacAddr, PortId};
 use proto::DomainName;
 use proto::ctl::{Daemon, DomainSpec, Error, ErrorCode};
-use tokio::net::UnixListener;
 use tokio::sync::{Notify, oneshot};
 
-use super::accept::accept;
-use super::bess;
 use super::domain::{Domain, Sockets, clear_directory, remove_if_there, settings};
 use super::handshake::Refusal;
+use super::listeners::Listeners;
+use super::vde;
 use crate::datapath::capture::{Feed, FeedId};
 use crate::datapath::{Command, DomainId, Handle, NewPort, Snapshot};
 
 /// Longest path of a Unix socket; one byte of `sun_path` is the NUL.
-const LONGEST_PATH: usize = 107;
+pub(super) const LONGEST_PATH: usize = 107;
 
 /// Who may use the domains.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -127,7 +125,7 @@ impl Registry {
         if state.domains.contains_key(&spec.domain) {
             return Err(exists(format!("domain {} is there already", spec.domain)));
         }
-        let listeners = Listeners::open(&sockets, bound)?;
+        let listeners = Listeners::open(&sockets, &spec.vde, bound)?;
         if let Some(data) = &sockets.data {
             make_directory(data)
                 .map_err(|error| failed(format!("cannot make {}: {error}", data.display())))?;
@@ -228,10 +226,8 @@ impl Registry {
             .ask(domain, |done| Command::Detach(domain.id, id, done))
             .await;
         // The files of a removed domain have gone with it; what is there now belongs to its successor.
-        if let Some(directory) = &domain.sockets.data
-            && !domain.is_removed()
-        {
-            let _ = std::fs::remove_file(directory.join(id.to_string()));
+        if !domain.is_removed() {
+            domain.remove_data_socket(id);
         }
         domain.release(id);
         self.reap(domain).await;
@@ -324,53 +320,9 @@ impl Registry {
             data: Some(self.directory.join(format!("{stem}.port"))),
             shared: Some(self.directory.join(format!("{stem}.data"))),
             bess: Some(self.directory.join(format!("{stem}.bess"))),
+            vde: Some(self.directory.join(format!("{stem}.vde"))),
         }
     }
-}
-
-/// The open listeners of a domain that is being made.
-struct Listeners {
-    uml: UnixListener,
-    bess: Option<OwnedFd>,
-}
-
-impl Listeners {
-    /// Opens all of them, or none.
-    fn open(sockets: &Sockets, bound: Option<StdListener>) -> Result<Self, Error> {
-        let refused = |path: &Path, error: io::Error| failed(cannot_listen(path, &error));
-        let uml = bound
-            .map_or_else(|| netio::unix::listen(&sockets.control), Ok)
-            .and_then(watch)
-            .map_err(|error| refused(&sockets.control, error))?;
-        let bess = sockets
-            .bess
-            .as_deref()
-            .map(|path| listen_seqpacket(path).map_err(|error| refused(path, error)));
-        match bess.transpose() {
-            Ok(bess) => Ok(Self { uml, bess }),
-            Err(error) => {
-                let _ = std::fs::remove_file(&sockets.control);
-                Err(error)
-            }
-        }
-    }
-
-    /// Has each of them served by a task that ends with the domain.
-    fn start(self, registry: &Arc<Registry>, domain: &Arc<Domain>) {
-        let both = || (Arc::clone(registry), Arc::clone(domain));
-        let (for_uml, domain_of_uml) = both();
-        domain.add_listener(tokio::spawn(accept(for_uml, domain_of_uml, self.uml)).abort_handle());
-        if let Some(listener) = self.bess {
-            let (registry, of) = both();
-            domain.add_listener(tokio::spawn(bess::accept(registry, of, listener)).abort_handle());
-        }
-    }
-}
-
-/// Has a listener watched by the runtime.
-fn watch(listener: StdListener) -> io::Result<UnixListener> {
-    listener.set_nonblocking(true)?;
-    UnixListener::from_std(listener)
 }
 
 /// Makes the directory of the data sockets anew. The process makes files without the right to execute, which a
@@ -381,40 +333,18 @@ fn make_directory(path: &Path) -> io::Result<()> {
     std::fs::set_permissions(path, Permissions::from_mode(0o700))
 }
 
-/// What stands in the way of listening at a path, and what can be done about it.
-pub(crate) fn cannot_listen(path: &Path, error: &io::Error) -> String {
-    let shown = path.display();
-    match error.kind() {
-        io::ErrorKind::AddrInUse if is_socket(path) => format!(
-            "cannot listen at {shown}: another program listens there\nhint: end it, or choose another place"
-        ),
-        io::ErrorKind::AddrInUse => format!(
-            "cannot listen at {shown}: there is a file that is no socket\nhint: remove it, or choose another place"
-        ),
-        io::ErrorKind::InvalidInput => format!(
-            "cannot listen at {shown}: a socket's path has at most {LONGEST_PATH} bytes\nhint: choose a shorter directory"
-        ),
-        _ => format!("cannot listen at {shown}: {error}"),
-    }
-}
-
-fn is_socket(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
-}
-
-/// Listens for vector guests of this user alone.
-fn listen_seqpacket(path: &Path) -> io::Result<OwnedFd> {
-    let listener = netio::unix::listen_seqpacket(path)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
 fn check_paths(name: &DomainName, sockets: &Sockets) -> Result<(), Error> {
     // A port's data socket adds its number of up to five digits.
-    let longest = match &sockets.data {
-        Some(data) => data.as_os_str().as_bytes().len() + "/65535".len(),
-        None => sockets.control.as_os_str().as_bytes().len(),
-    };
+    let bytes = |path: &Path| path.as_os_str().as_bytes().len();
+    let data = sockets.data.as_deref().map(|path| bytes(path) + "/65535".len());
+    let vde = sockets
+        .vde
+        .as_deref()
+        .map(|path| bytes(path) + 1 + vde::LONGEST_NAME.len());
+    let longest = [data, vde]
+        .into_iter()
+        .flatten()
+        .fold(bytes(&sockets.control), usize::max);
     if longest <= LONGEST_PATH {
         return Ok(());
     }

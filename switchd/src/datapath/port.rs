@@ -16,6 +16,8 @@ use super::{bess, tap, uml};
 pub(crate) enum Link {
     /// The uml_switch protocol.
     Uml(uml::Link),
+    /// A VDE client: the same frames in the same sockets.
+    Vde(uml::Link),
     /// A vector guest's connection.
     Bess(bess::Link),
     /// A tap device of the host.
@@ -47,6 +49,7 @@ impl Link {
     pub(crate) const fn kind(&self) -> &'static str {
         match self {
             Self::Uml(_) => "uml",
+            Self::Vde(_) => "vde",
             Self::Bess(_) => "bess",
             Self::Tap(_) => "tap",
         }
@@ -55,7 +58,7 @@ impl Link {
     /// The descriptor frames come in at, and the one they go out at if it is another.
     pub(crate) fn fds(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
         match self {
-            Self::Uml(link) => link.fds(),
+            Self::Uml(link) | Self::Vde(link) => link.fds(),
             Self::Bess(link) => (link.fd(), None),
             Self::Tap(link) => (link.fd(), None),
         }
@@ -64,7 +67,7 @@ impl Link {
     /// Fills the batch with what has arrived.
     pub(crate) fn rx(&self, batch: &mut Batch) -> Rx {
         let received = match self {
-            Self::Uml(link) => link.rx(batch),
+            Self::Uml(link) | Self::Vde(link) => link.rx(batch),
             Self::Bess(link) => link.rx(batch),
             Self::Tap(link) => link.rx(batch),
         };
@@ -78,7 +81,7 @@ impl Link {
 
     fn send(&self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
         match self {
-            Self::Uml(link) => link.tx(batch, frames),
+            Self::Uml(link) | Self::Vde(link) => link.tx(batch, frames),
             Self::Bess(link) => link.tx(batch, frames),
             Self::Tap(link) => link.tx(batch, frames),
         }

@@ -1,4 +1,4 @@
-//! A port of the uml_switch protocol: a datagram socket of its own, connected to the client's.
+//! A port of the uml_switch or VDE protocol: a datagram socket of its own, connected to the client's.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
