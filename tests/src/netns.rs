@@ -88,12 +88,12 @@ impl Net {
         program::run(self.command(tool("sh")).args(["-euc", text])).ok()
     }
 
-    /// Starts a program that stays.
+    /// Starts a program that stays; its stdin stays open as long as it does.
     #[track_caller]
     pub fn start(&self, line: &str) -> Process {
         let mut words = line.split_whitespace();
         let name = words.next().expect("a program");
-        Process::start(self.command(tool(name)).args(words).stdin(Stdio::null()))
+        Process::start(self.command(tool(name)).args(words).stdin(Stdio::piped()))
     }
 
     /// tapctl, to be run here by root.
@@ -337,6 +337,7 @@ pub struct Guest {
     /// The guest's own network.
     pub net: Net,
     _wire: [Process; 2],
+    _directory: tempfile::TempDir,
 }
 
 impl Guest {
@@ -347,11 +348,10 @@ impl Guest {
         let id = uid(user);
         let directory = tempfile::Builder::new()
             .prefix("wire-")
-            .tempdir_in("/tmp")
-            .expect("a directory")
-            .keep();
-        std::os::unix::fs::chown(&directory, Some(id), Some(id)).expect("a directory for the user");
-        let socket = directory.join("sw");
+            .tempdir()
+            .expect("a directory");
+        std::os::unix::fs::chown(directory.path(), Some(id), Some(id)).expect("a directory for the user");
+        let socket = directory.path().join("sw");
         let switch = host.start(&format!(
             "setpriv --reuid {id} --regid {id} --clear-groups -- {} -s {} -tap {tap}",
             tool("vde_switch").display(),
@@ -371,6 +371,7 @@ impl Guest {
         Self {
             net,
             _wire: [plug, switch],
+            _directory: directory,
         }
     }
 }

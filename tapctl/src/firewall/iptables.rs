@@ -1,7 +1,8 @@
 //! iptables and ip6tables: chains `HUBBUB-*`, replaced by `iptables-restore --noflush`, and one jump to each.
 //!
-//! The jumps to what drops stand first in INPUT and FORWARD, the jump to what accepts last in FORWARD: our rules never
-//! let through what a rule of the host forbids.
+//! What drops is in the table `mangle`, which is asked before `filter`: no rule of the host, however early and whenever
+//! it comes, lets through what ours forbid. What accepts stands last in `filter`'s FORWARD: it never lets through what a
+//! rule of the host forbids.
 //!
 //! iptables over nftables makes tables and base chains when the first rule needs them and keeps them for ever, so what
 //! it made for us is remembered and taken away. iptables over the old kernel interface cannot take a table away: there
@@ -189,22 +190,32 @@ const GUARD: &str = "HUBBUB-GUARD";
 const ACCEPT: &str = "HUBBUB-FORWARD";
 const NAT: &str = "HUBBUB-NAT";
 /// The base chains we jump from, by table.
-const JUMPS: &[(&str, &[&str])] = &[("filter", &["INPUT", "FORWARD"]), ("nat", &["POSTROUTING"])];
+const JUMPS: &[(&str, &[&str])] = &[
+    ("mangle", &["INPUT", "FORWARD"]),
+    ("filter", &["FORWARD"]),
+    ("nat", &["POSTROUTING"]),
+];
 
 /// What `iptables-restore --noflush` must read to make our chains hold exactly these rules. `save` is the state now:
 /// a jump that is there already stays where it is.
 pub(crate) fn script(rules: &Rules, v6: bool, save: &str) -> String {
-    let mut text = String::from("*filter\n");
-    for chain in [INPUT, GUARD, ACCEPT] {
-        let _ = writeln!(text, ":{chain} - [0:0]");
-    }
+    let mut text = format!("*mangle\n:{INPUT} - [0:0]\n:{GUARD} - [0:0]\n");
     for guard in &rules.guards {
-        filter(&mut text, guard, v6);
+        forbid(&mut text, guard, v6);
     }
-    let filter_now = table(save, "filter");
-    jump(&mut text, &filter_now, "-I INPUT 1", INPUT);
-    jump(&mut text, &filter_now, "-I FORWARD 1", GUARD);
-    jump(&mut text, &filter_now, "-A FORWARD", ACCEPT);
+    let now = table(save, "mangle");
+    jump(&mut text, &now, "-I INPUT 1", INPUT);
+    jump(&mut text, &now, "-I FORWARD 1", GUARD);
+    let _ = writeln!(text, "COMMIT\n*filter\n:{ACCEPT} - [0:0]");
+    for Guard { device, .. } in &rules.guards {
+        rule(&mut text, ACCEPT, &format!("-i {device} -j ACCEPT"));
+        rule(
+            &mut text,
+            ACCEPT,
+            &format!("-o {device} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
+        );
+    }
+    jump(&mut text, &table(save, "filter"), "-A FORWARD", ACCEPT);
     let _ = writeln!(text, "COMMIT\n*nat\n:{NAT} - [0:0]");
     for guard in &rules.guards {
         let net = if v6 {
@@ -225,7 +236,7 @@ pub(crate) fn script(rules: &Rules, v6: bool, save: &str) -> String {
     text
 }
 
-fn filter(text: &mut String, guard: &Guard, v6: bool) {
+fn forbid(text: &mut String, guard: &Guard, v6: bool) {
     let device = &guard.device;
     for other in &guard.apart {
         rule(text, GUARD, &format!("-i {device} -o {other} -j DROP"));
@@ -260,13 +271,6 @@ fn filter(text: &mut String, guard: &Guard, v6: bool) {
     }
     rule(text, INPUT, &format!("-i {device} -j DROP"));
     rule(text, GUARD, &format!("-i {device} -j DROP"));
-    // Never reached by what GUARD has dropped.
-    rule(text, ACCEPT, &format!("-i {device} -j ACCEPT"));
-    rule(
-        text,
-        ACCEPT,
-        &format!("-o {device} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
-    );
 }
 
 fn from_sources(text: &mut String, guard: &Guard, sources: &[impl Display], ping: Option<String>) {
