@@ -168,6 +168,24 @@ impl Process {
             .unwrap_or_else(|error| panic!("cannot send {signal} to {}: {error}", self.name));
     }
 
+    /// Stops it, as SIGSTOP does, and waits until every thread of it has stopped.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    #[track_caller]
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.pid());
+        wait::until_true("every thread has stopped", || {
+            let threads = fs::read_dir(&tasks).expect("a running process");
+            threads.flatten().all(|thread| {
+                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(") ")
+                    .is_none_or(|(_, rest)| rest.starts_with('T'))
+            })
+        });
+    }
+
     /// True as long as it has not ended.
     ///
     /// # Panics

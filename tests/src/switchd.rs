@@ -289,6 +289,9 @@ impl Drop for Switchd {
         };
         if std::thread::panicking() {
             eprintln!("what switchd said:\n{}", self.log());
+            if let Ok(ports) = self.command().args(["port", "ls"]).output() {
+                eprintln!("its ports:\n{}", String::from_utf8_lossy(&ports.stdout));
+            }
             return;
         }
         assert!(

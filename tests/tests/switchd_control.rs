@@ -1,10 +1,7 @@
 //! The daemon is asked and told over its control socket and its command line.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
-
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -15,10 +12,6 @@ use tests::frame::{BROADCAST, frame, mac, text};
 use tests::program::Process;
 use tests::switchd::Switchd;
 use tests::wait::{until, until_true};
-
-fn mode(path: &Path) -> u32 {
-    fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
-}
 
 #[track_caller]
 fn assert_has(text: &str, parts: &[&str]) {
