@@ -12,7 +12,7 @@ use tests::client::Client;
 use tests::frame::{BROADCAST, frame, mac, seed};
 use tests::program::Process;
 use tests::switchd::Switchd;
-use tests::wait::until_true;
+use tests::wait::{PATIENCE, until_true};
 
 /// As long as switchd allows, so that a test that is not served for a while by a busy machine is not taken for stuck.
 const PATIENT: &[&str] = &["--hold-ms", "500"];
@@ -30,8 +30,18 @@ fn drop_count(port: &PortRow, reason: &str) -> u64 {
 /// Receives frames with seeds from `first` on, so many, in order and without a gap.
 #[track_caller]
 fn receive_all(client: &Client, first: u32, count: u32) {
+    let mut longest = Duration::ZERO;
     for wanted in first..first + count {
-        assert_eq!(seed(&client.recv()), wanted, "lost or swapped");
+        let begun = Instant::now();
+        let Some(got) = client.recv_within(PATIENCE) else {
+            panic!("frame {wanted} has not come; the longest wait before it was {longest:?}");
+        };
+        assert_eq!(
+            seed(&got),
+            wanted,
+            "lost or swapped; the longest wait was {longest:?}"
+        );
+        longest = longest.max(begun.elapsed());
     }
 }
 
