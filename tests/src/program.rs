@@ -231,6 +231,34 @@ impl Drop for Process {
     }
 }
 
+/// Set in a test that runs in namespaces of its own.
+const INSIDE: &str = "TESTS_INSIDE";
+
+/// Runs a test body in namespaces of its own: starts the running test once more under unshare(1) with these options.
+/// `test` is the name of the test; the host's own namespaces are left alone.
+///
+/// # Panics
+/// When the test fails in there, or the system lets nobody make namespaces.
+#[track_caller]
+pub fn in_namespaces(test: &str, options: &[&str], body: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some_and(|name| name == test) {
+        return body();
+    }
+    let mut command = Command::new(tool("unshare"));
+    command
+        .args(options)
+        .arg("--")
+        .arg(std::env::current_exe().expect("the path of the running test"))
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, test);
+    let outcome = run(&mut command);
+    assert!(
+        outcome.status.success() && outcome.stdout.contains("1 passed"),
+        "{test} has failed under 'unshare {}': {outcome:#?}",
+        options.join(" ")
+    );
+}
+
 /// Processes whose command line mentions `path`: what a program left running.
 pub fn mentioning(path: &Path) -> Vec<Pid> {
     let wanted = path.to_string_lossy().into_owned().into_bytes();

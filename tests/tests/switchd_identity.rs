@@ -4,35 +4,26 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use nix::errno::Errno;
 use nix::unistd::geteuid;
 use tests::client::{Client, data_socket};
 use tests::frame::{BROADCAST, frame, mac};
-use tests::program::{Outcome, Process, binary, run, tool};
+use tests::program::{Outcome, binary, in_namespaces, run};
 use tests::switchd::{Switchd, files_below};
 use tests::wait::until_true;
 
 /// `nobody` on Debian; any number but our own would do.
 const STRANGER: u32 = 65534;
 
-/// Runs a test body as root, who may become another user: as it is if we are root, else once more in a user namespace.
+/// Runs a test body as root, who may become another user: as it is if we are root, else in a user namespace (which takes
+/// the package uidmap and a line for the user in /etc/subuid).
 fn as_root(test: &str, body: impl FnOnce()) {
     if geteuid().is_root() {
         return body();
     }
-    let mut command = Command::new(tool("unshare"));
-    command
-        .args(["--user", "--map-root-user", "--map-auto", "--"])
-        .arg(std::env::current_exe().expect("the path of the running test"))
-        .args(["--exact", test, "--nocapture"]);
-    let outcome = Process::start(command.stdin(Stdio::null())).outcome();
-    assert!(
-        outcome.status.success() && outcome.stdout.contains("1 passed"),
-        "this test becomes another user: run it as root, or where unshare(1) can map other users \
-         (package uidmap, a line for you in /etc/subuid): {outcome:#?}"
-    );
+    in_namespaces(test, &["--user", "--map-root-user", "--map-auto"], body);
 }
 
 /// A place where a stranger finds programs to run.
