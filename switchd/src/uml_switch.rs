@@ -4,20 +4,22 @@
 //! of SIGINT, SIGTERM leaves the socket, a stale socket is replaced. Not kept: truncated 802.1Q frames, strangers'
 //! frames, dangling ports, spinning on a deleted tap.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener as StdListener;
+use std::os::unix::net::{UnixDatagram as StdDatagram, UnixListener as StdListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use netio::tap::{IfName, Tap, TapFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use proto::ctl::{DomainSpec, Mode};
 use tokio::signal::unix::SignalKind;
 use tokio::sync::oneshot;
 
 use crate::config::DEFAULT_HOLD;
+use crate::control::compat;
 use crate::control::domain::Sockets;
 use crate::control::listeners::cannot_listen;
 use crate::control::registry::{Admission, Registry};
@@ -113,16 +115,26 @@ fn run(mut options: Options) -> anyhow::Result<()> {
     // waits for it to go there may connect at once.
     let listener = netio::unix::listen(&options.control)
         .map_err(|error| anyhow!(cannot_listen(&options.control, &error)))?;
+    let shared = options
+        .compat
+        .then(|| compat::bind(&options.data))
+        .transpose()
+        .with_context(|| format!("cannot bind {}", options.data.display()))?;
     if options.daemon {
         nix::unistd::daemon(false, true).context("cannot go into the background")?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(host(&options, listener, tap))
+    runtime.block_on(host(&options, listener, shared, tap))
 }
 
-async fn host(options: &Options, listener: StdListener, tap: Option<OwnedFd>) -> anyhow::Result<()> {
+async fn host(
+    options: &Options,
+    listener: StdListener,
+    shared: Option<StdDatagram>,
+    tap: Option<OwnedFd>,
+) -> anyhow::Result<()> {
     let mut interrupted = tokio::signal::unix::signal(SignalKind::interrupt())?;
     let workers = start_workers(1, DEFAULT_HOLD)?;
     let directory = options.control.parent().unwrap_or(Path::new("/")).to_owned();
@@ -146,10 +158,8 @@ async fn host(options: &Options, listener: StdListener, tap: Option<OwnedFd>) ->
         vde: None,
     };
     let domain = registry.add_at(spec, false, sockets, Some(listener))?;
-    if options.compat {
-        domain
-            .shared_socket()
-            .with_context(|| format!("cannot bind {}", options.data.display()))?;
+    if let Some(shared) = shared {
+        domain.share(shared)?;
     }
     let mut tap_gone = None;
     if let (Some(device), Some(name)) = (tap, &options.tap) {
@@ -218,15 +228,23 @@ async fn end_of_terminal() {
         return std::future::pending().await;
     };
     loop {
-        // Only read when there is something: a process in the background is stopped for reading its terminal.
         let Ok(mut ready) = terminal.readable().await else {
             return;
         };
-        if matches!(stdin.lock().read(&mut [0; 256]), Ok(0) | Err(_)) {
-            return;
+        // All that is there, for it is reported once. Only what is there: a process in the background is stopped for
+        // reading its terminal.
+        while has_input(&stdin) {
+            if matches!(nix::unistd::read(&stdin, &mut [0; 256]), Ok(0) | Err(_)) {
+                return;
+            }
         }
         ready.clear_ready();
     }
+}
+
+fn has_input(stdin: &std::io::Stdin) -> bool {
+    let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
 }
 
 #[cfg(test)]

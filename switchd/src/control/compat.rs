@@ -24,14 +24,20 @@ pub(crate) struct SharedSocket {
     task: AbortHandle,
 }
 
+/// Binds the socket, replacing a file that an earlier run has left.
+pub(crate) fn bind(path: &Path) -> io::Result<StdDatagram> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    StdDatagram::bind(path)
+}
+
 impl SharedSocket {
-    /// Binds the socket, replacing a file that an earlier run has left.
-    pub(crate) fn bind(path: &Path) -> io::Result<Self> {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let socket = UnixDatagram::bind(path)?;
+    /// Serves the clients of a socket.
+    pub(crate) fn serve(socket: StdDatagram) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let socket = UnixDatagram::from_std(socket)?;
         let routes = Routes::default();
         let task = tokio::spawn(pass_on(socket, Arc::clone(&routes))).abort_handle();
         Ok(Self { routes, task })

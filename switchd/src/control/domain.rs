@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -11,7 +12,7 @@ use proto::ctl::{DomainRow, DomainSpec, Mode};
 use proto::uml::Address;
 use tokio::task::AbortHandle;
 
-use super::compat::SharedSocket;
+use super::compat::{self, SharedSocket};
 use super::handshake::DataPath;
 use super::vde;
 use crate::datapath::{DomainId, Snapshot};
@@ -174,7 +175,12 @@ impl Domain {
             return Ok(socket);
         }
         let path = self.sockets.shared.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        let socket = SharedSocket::bind(path)?;
+        self.share(compat::bind(path)?)
+    }
+
+    /// Serves clients of request version 0 at a socket that is bound to the path they know.
+    pub(crate) fn share(&self, socket: UnixDatagram) -> io::Result<&SharedSocket> {
+        let socket = SharedSocket::serve(socket)?;
         Ok(self.compat.get_or_init(|| socket))
     }
 
