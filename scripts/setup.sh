@@ -10,6 +10,7 @@ packages='
     uml-utilities
     vde2
     tshark
+    uidmap
     iproute2
     iptables
     nftables

@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -251,7 +252,13 @@ pub fn in_namespaces(test: &str, options: &[&str], body: impl FnOnce()) {
         .arg(std::env::current_exe().expect("the path of the running test"))
         .args(["--exact", test, "--nocapture"])
         .env(INSIDE, test);
-    let outcome = run(&mut command);
+    let mut inside = Process::start(command.stdin(Stdio::null()));
+    // It waits for things itself, and what it says when they do not come is worth waiting for.
+    let deadline = std::time::Instant::now() + 3 * wait::PATIENCE;
+    while inside.is_running() && std::time::Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let outcome = inside.outcome();
     assert!(
         outcome.status.success() && outcome.stdout.contains("1 passed"),
         "{test} has failed under 'unshare {}': {outcome:#?}",
