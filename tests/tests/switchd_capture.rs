@@ -275,7 +275,7 @@ fn a_reader_that_has_seen_enough_ends_the_capture() {
 
 #[test]
 fn a_capture_ends_with_its_domain_and_with_the_daemon() {
-    for (arguments, code) in [(&["domain", "rm", "A"][..], 0), (&["stop"][..], 1)] {
+    for arguments in [&["domain", "rm", "A"][..], &["stop"]] {
         let mut switchd = Switchd::with_domain(&["A"]);
         let (a, b) = (switchd.attach("A"), switchd.attach("A"));
         let file = switchd.home().join("a.pcapng");
@@ -306,7 +306,7 @@ fn a_full_disk_ends_the_capture_with_a_message_and_nothing_else() {
     let (a, b) = (switchd.attach("A"), switchd.attach("A"));
     let text = switchd.run(&["capture", "A", "-w", "/dev/full"]).failed(1);
     assert!(
-        text.contains("cannot write the capture: No space left on device"),
+        text.contains("cannot write the capture") && text.contains("No space left on device"),
         "{text}"
     );
     until_true("the capture has gone", || switchd.domain("A").captures == 0);
