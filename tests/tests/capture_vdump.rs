@@ -24,7 +24,7 @@ fn arp() -> Vec<u8> {
 fn vdump(switchd: &Switchd) -> Command {
     let link = file(switchd, "vdump");
     if !link.exists() {
-        symlink(binary("switchd"), &link).unwrap();
+        symlink(binary("switchd"), &link).expect("a link in a directory of our own");
     }
     let mut command = Command::new(link);
     command.env("NETKIT_HUBS", switchd.dir()).env_remove("NO_COLOR");
