@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
@@ -95,7 +94,7 @@ fn a_terminal_gets_colours_unless_no_color_is_set() {
         let pty = nix::pty::openpty(None, None).unwrap();
         let mut command = vdump(&switchd);
         command.args(["-t", "A", "-c", "1"]).env("NO_COLOR", no_color);
-        command.stdout(OwnedFd::from(pty.slave)).stderr(Stdio::null());
+        command.stdout(pty.slave).stderr(Stdio::null());
         let mut process = Process::start_as_is(&mut command);
         drop(command);
         wait::until_true("the capture has begun", || switchd.domain("A").captures == 1);
