@@ -4,7 +4,10 @@
 
 /// The command line of switchd: the one definition that the program itself parses with.
 #[path = "../../switchd/src/cli.rs"]
-#[expect(dead_code, reason = "only the definition is used here, not what the program does with it")]
+#[expect(
+    dead_code,
+    reason = "only the definition is used here, not what the program does with it"
+)]
 mod switchd;
 
 use std::path::{Path, PathBuf};
