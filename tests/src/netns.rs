@@ -382,7 +382,7 @@ mount -t tmpfs -o mode=755 tmpfs /var/lib
 mount -t tmpfs -o mode=755 tmpfs /run
 cp /etc/passwd /run/passwd
 for u in alice:61001 bob:61002 maximilian:61003; do
-    echo \"${u%:*}:x:${u#*:}:${u#*:}::/nonexistent:/bin/sh\" >>/run/passwd
+    echo \"${u%:*}:*:${u#*:}:${u#*:}::/nonexistent:/bin/sh\" >>/run/passwd
 done
 chmod 644 /run/passwd
 mount --bind /run/passwd /etc/passwd
