@@ -17,6 +17,8 @@ packages='
     iperf3
     iputils-ping
     procps
+    libcap2-bin
+    sudo
     e2fsprogs
     busybox-static
 '
