@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Capture(CaptureArguments),
     /// Show what passes through domains, or write it to standard output
     Vdump(VdumpArguments),
+    /// Send captured frames into a domain, as a port of its own
+    Replay(ReplayArguments),
     /// End the daemon
     Stop,
     /// Act as uml_switch
@@ -198,6 +200,36 @@ pub(crate) struct VdumpArguments {
     pub(crate) capture: CaptureArguments,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  switchd replay A a.pcapng                   with the file's own timing
+  switchd replay A a.pcap b.pcap --speed 10
+  switchd replay A a.pcap --pps 1000 --loop 5 --as generator
+  switchd replay A a.pcap --asap --loop 0     until Ctrl-C")]
+pub(crate) struct ReplayArguments {
+    /// Name of the domain
+    pub(crate) domain: DomainName,
+    /// Files to send, one after the other: pcap or pcapng; '-' is standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Send so many times as fast as it was captured
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = parse_positive)]
+    pub(crate) speed: f64,
+    /// Send so many frames a second
+    #[arg(long, value_name = "N", conflicts_with = "speed", value_parser = parse_positive)]
+    pub(crate) pps: Option<f64>,
+    /// Send as fast as the domain takes them
+    #[arg(long, conflicts_with_all = ["speed", "pps"])]
+    pub(crate) asap: bool,
+    /// Send the files so often; 0 is for ever
+    #[arg(long = "loop", value_name = "N", default_value_t = 1)]
+    pub(crate) repeat: u64,
+    /// Name of the port [default: 'replay' and the file's name]
+    #[arg(long = "as", value_name = "NAME", value_parser = parse_port_name)]
+    pub(crate) name: Option<String>,
+}
+
 /// What is captured, and for how long.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Selection {
@@ -255,6 +287,22 @@ fn parse_drops(text: &str) -> Result<Drops, String> {
         "also" => Ok(Drops::Also),
         "only" => Ok(Drops::Only),
         _ => Err("dropped frames are captured 'also' or 'only'".to_owned()),
+    }
+}
+
+fn parse_positive(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number) if (1e-6..=1e9).contains(&number) => Ok(number),
+        _ => Err(format!("'{text}' is no number above 0")),
+    }
+}
+
+/// What fits into a request of the port protocol, and cannot be mistaken for padding.
+fn parse_port_name(text: &str) -> Result<String, String> {
+    if (3..=100).contains(&text.len()) && !text.contains(char::is_control) {
+        Ok(text.to_owned())
+    } else {
+        Err("the name of a port has 3 to 100 bytes and no control characters".to_owned())
     }
 }
 

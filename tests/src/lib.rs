@@ -9,6 +9,7 @@
 pub mod capture;
 pub mod client;
 pub mod frame;
+pub mod golden;
 pub mod model;
 pub mod netns;
 pub mod ports;

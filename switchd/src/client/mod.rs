@@ -2,8 +2,10 @@
 
 mod capture;
 mod convert;
+mod replay;
 mod report;
 mod rotate;
+mod savefile;
 mod summary;
 mod talkers;
 mod text;
@@ -69,6 +71,7 @@ pub(crate) fn run(directory: &Path, command: Command) -> anyhow::Result<()> {
         Command::Fdb(arguments) => fdb(&mut connection, arguments),
         Command::Stats { watch, json } => stats(&mut connection, watch, json),
         Command::Capture(arguments) => capture::run(connection, arguments),
+        Command::Replay(arguments) => replay::run(connection, arguments),
         Command::Vdump(arguments) => capture::dump(connection, arguments),
         Command::Stop => connection.ask(&Request::Shutdown).map(drop),
         Command::Run(_) | Command::UmlSwitch { .. } => unreachable!("no client commands"),

@@ -84,6 +84,8 @@ pub(crate) struct Feed {
     /// The interface of each port, and the serial number of the port it was announced for.
     interfaces: Vec<(u64, u32)>,
     tallies: Vec<Tally>,
+    /// Why frames of the batch in hand were dropped; kept so that its memory is.
+    reasons: Vec<(DropReason, FrameSet)>,
     last: Duration,
 }
 
@@ -135,6 +137,7 @@ pub(crate) fn feeds(id: FeedId, domains: &[String], wanted: &Arc<Wanted>) -> (Ve
             shared,
             interfaces: Vec::new(),
             tallies: Vec::new(),
+            reasons: Vec::new(),
             last: Duration::ZERO,
         });
     }
@@ -160,27 +163,31 @@ impl Feed {
     ) -> bool {
         self.stamp();
         let wanted = Arc::clone(&self.wanted);
+        let mut reasons = std::mem::take(&mut self.reasons);
+        reasons.clear();
         let mut carried = plan.accepted();
+        let mut dropped = FrameSet::EMPTY;
         if wanted.which != Which::Carried {
-            for (reason, frames) in plan.discarded() {
+            reasons.extend(plan.discarded());
+            dropped = reasons
+                .iter()
+                .fold(FrameSet::EMPTY, |all, &(_, frames)| all | frames);
+            carried = carried.without(dropped);
+        }
+        if wanted.which == Which::Dropped {
+            carried = FrameSet::EMPTY;
+        }
+        if wanted.selects(ingress) {
+            self.take(batch, carried | dropped, ingress, ports, Direction::In, &reasons);
+        } else {
+            // A frame is captured once: with several of these ports to go to, for the first of them.
+            for &egress in &wanted.ports {
+                let frames = carried & plan.frames_for(egress);
                 carried = carried.without(frames);
-                if wanted.selects(ingress) {
-                    self.take(batch, frames, ingress, ports, Direction::In, Some(reason));
-                }
+                self.take(batch, frames, egress, ports, Direction::Out, &[]);
             }
         }
-        if wanted.which != Which::Dropped {
-            if wanted.selects(ingress) {
-                self.take(batch, carried, ingress, ports, Direction::In, None);
-            } else {
-                // A frame is captured once: with several of these ports to go to, for the first of them.
-                for &egress in &wanted.ports {
-                    let frames = carried & plan.frames_for(egress);
-                    carried = carried.without(frames);
-                    self.take(batch, frames, egress, ports, Direction::Out, None);
-                }
-            }
-        }
+        self.reasons = reasons;
         self.hand_over()
     }
 
@@ -197,7 +204,7 @@ impl Feed {
             return false;
         }
         self.stamp();
-        self.take(batch, frames, egress, ports, Direction::Out, Some(reason));
+        self.take(batch, frames, egress, ports, Direction::Out, &[(reason, frames)]);
         self.hand_over()
     }
 
@@ -213,7 +220,7 @@ impl Feed {
         id: PortId,
         ports: &[Option<Port>],
         direction: Direction,
-        reason: Option<DropReason>,
+        reasons: &[(DropReason, FrameSet)],
     ) {
         if frames.is_empty() {
             return;
@@ -225,16 +232,16 @@ impl Feed {
             self.count_dropped(frames.len());
             return;
         };
-        let comment = reason.map_or("", comment);
         for index in frames.iter() {
             let frame = batch.frame(index);
+            let reason = reasons.iter().find(|(_, frames)| frames.contains(index));
             self.record(Packet {
                 interface,
                 time: self.last,
                 wire_len: batch.wire_len(index),
                 bytes: frame,
                 direction,
-                comment,
+                comment: reason.map_or("", |&(reason, _)| comment(reason)),
             });
         }
     }

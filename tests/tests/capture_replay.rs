@@ -1,0 +1,209 @@
+//! `switchd replay`: the golden captures go through a domain and come out as they were.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tests::capture::{Capture, field, fields, file, frames};
+use tests::golden;
+use tests::program::Process;
+use tests::switchd::Switchd;
+use tests::wait;
+
+fn pcap(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../pcaps").join(name)
+}
+
+fn path(file: &Path) -> &str {
+    file.to_str().expect("a path in UTF-8")
+}
+
+#[test]
+fn the_files_are_what_the_program_makes() {
+    let mut known = vec!["README.md".to_owned()];
+    for golden in golden::all() {
+        let bytes = fs::read(pcap(golden.file)).unwrap();
+        assert!(
+            bytes == golden.bytes(),
+            "{}: write it anew with 'cargo run -p tests --bin golden-captures'",
+            golden.file
+        );
+        known.push(golden.file.to_owned());
+    }
+    for entry in fs::read_dir(pcap("")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(known.contains(&name), "{name} is nobody's");
+    }
+}
+
+#[test]
+fn tshark_finds_what_they_are_for_and_no_fault() {
+    for golden in golden::all() {
+        let names = [
+            "frame.protocols",
+            "_ws.malformed",
+            "ip.checksum.status",
+            "tcp.checksum.status",
+        ];
+        let rows = fields(&pcap(golden.file), &names);
+        assert_eq!(rows.len(), golden.frames.len(), "{}", golden.file);
+        for row in rows {
+            let protocols: Vec<_> = row[0].split(':').collect();
+            assert!(protocols.contains(&golden.protocol), "{}: {row:?}", golden.file);
+            assert_eq!(row[1], "", "{}: malformed", golden.file);
+        }
+    }
+}
+
+#[test]
+fn replayed_and_captured_again_they_are_the_same() {
+    let switchd = Switchd::with_domain(&["A", "--mode", "switch", "--mtu", "9000"]);
+    let other = switchd.attach("A");
+    for golden in golden::all() {
+        let again = file(&switchd, golden.file);
+        let arguments = ["capture", "A", "--drops", "-w", path(&again)];
+        let capture = Capture::start(&switchd, "A", &arguments);
+        let outcome = switchd.run(&["replay", "A", path(&pcap(golden.file)), "--asap"]);
+        let expected = format!("{} frames (", golden.frames.len());
+        assert!(
+            outcome.clone().ok().starts_with(&expected),
+            "{}: {outcome:?}",
+            golden.file
+        );
+        assert!(capture.interrupt().status.success());
+        let read = frames(&again);
+        assert!(read == frames(&pcap(golden.file)), "{}", golden.file);
+        assert!(read == golden.frames, "{}", golden.file);
+    }
+    // Nothing of it was sent back, and what is for everybody has reached the other port.
+    assert_eq!(other.recv(), golden::all()[0].frames[0]);
+}
+
+/// A capture of five frames, 100 ms apart.
+fn spaced(switchd: &Switchd) -> PathBuf {
+    use pcap_file::pcap::{PcapPacket, PcapWriter};
+    let path = file(switchd, "spaced.pcap");
+    let mut writer = PcapWriter::new(fs::File::create(&path).unwrap()).unwrap();
+    for n in 0..5_u8 {
+        let time = Duration::from_millis(1_000_000 + 100 * u64::from(n));
+        let frame = tests::frame::frame(tests::frame::BROADCAST, tests::frame::mac(1), 60, n.into());
+        writer.write_packet(&PcapPacket::new(time, 60, &frame)).unwrap();
+    }
+    path
+}
+
+#[test]
+fn the_time_between_frames_is_kept_or_scaled() {
+    let switchd = Switchd::with_domain(&["A"]);
+    let spaced = spaced(&switchd);
+    for (options, least_ms) in [
+        (&[][..], 100.0),
+        (&["--speed", "4"], 25.0),
+        (&["--pps", "20"], 50.0),
+    ] {
+        let again = file(&switchd, "again.pcapng");
+        let capture = Capture::start(&switchd, "A", &["capture", "A", "-w", path(&again)]);
+        switchd
+            .run(&[&["replay", "A", path(&spaced)][..], options].concat())
+            .ok();
+        assert!(capture.interrupt().status.success());
+        let times: Vec<f64> = field(&again, "frame.time_epoch")
+            .iter()
+            .map(|time| time.parse().unwrap())
+            .collect();
+        assert_eq!(times.len(), 5, "{options:?}");
+        // No frame is early, measured from the first; the first may have been late itself, by what a busy machine
+        // takes to run a process.
+        for (n, time) in (0_i32..).zip(&times) {
+            let late_ms = (time - times[0]) * 1000.0 - f64::from(n) * least_ms;
+            assert!(
+                late_ms > -20.0,
+                "{options:?}: frame {n} is {late_ms} ms late in {times:?}"
+            );
+            assert!(
+                late_ms < 2000.0,
+                "{options:?}: frame {n} is {late_ms} ms late in {times:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn files_are_repeated_under_a_name_of_ones_own() {
+    let switchd = Switchd::with_domain(&["A"]);
+    let other = switchd.attach("A");
+    let (arp, icmp) = (pcap("arp.pcap"), pcap("icmp.pcap"));
+    let capture = Capture::start(&switchd, "A", &["capture", "A", "-w", path(&file(&switchd, "n"))]);
+    let arguments = [
+        "replay",
+        "A",
+        path(&arp),
+        path(&icmp),
+        "--asap",
+        "--loop",
+        "3",
+        "--as",
+        "generator",
+    ];
+    let text = switchd.run(&arguments).ok();
+    assert!(text.starts_with("24 frames ("), "{text}");
+    assert!(capture.interrupt().status.success());
+    let names = field(&file(&switchd, "n"), "frame.interface_name");
+    assert_eq!(names, vec!["A:2 generator"; 24]);
+    drop(other);
+    wait::until_true("no port is left", || switchd.ports("A").is_empty());
+}
+
+#[test]
+fn a_signal_ends_it_with_a_summary() {
+    let switchd = Switchd::with_domain(&["A"]);
+    let mut command = switchd.command();
+    command.args([
+        "replay",
+        "A",
+        path(&pcap("arp.pcap")),
+        "--loop",
+        "0",
+        "--pps",
+        "100",
+    ]);
+    let replay = Process::start(&mut command);
+    wait::until_true("frames come", || switchd.domain("A").rx_frames > 3);
+    let asked = Instant::now();
+    replay.signal(Signal::SIGINT);
+    let outcome = replay.outcome();
+    assert!(asked.elapsed() < Duration::from_secs(10));
+    assert!(outcome.clone().ok().contains(" frames/s"), "{outcome:?}");
+}
+
+#[test]
+fn what_cannot_be_replayed_is_said() {
+    let switchd = Switchd::with_domain(&["A"]);
+    let text = file(&switchd, "text");
+    fs::write(&text, "this is no capture").unwrap();
+    let error = switchd.run(&["replay", "A", path(&text)]).failed(1);
+    assert!(error.contains("text is no capture"), "{error}");
+    let error = switchd.run(&["replay", "A", "/nowhere"]).failed(1);
+    assert!(error.contains("cannot read /nowhere: "), "{error}");
+    let error = switchd.run(&["replay", "B", path(&pcap("arp.pcap"))]).failed(1);
+    assert!(error.contains("domain B"), "{error}");
+    // A jumbo frame in an ordinary domain is dropped there, and said to be.
+    let text = switchd
+        .run(&["replay", "A", path(&pcap("jumbo.pcap")), "--asap"])
+        .ok();
+    assert!(
+        text.contains("\n2 frames dropped by the domain on their way in"),
+        "{text}"
+    );
+    for wrong in [
+        &["--speed", "0"][..],
+        &["--pps", "-1"],
+        &["--as", "x"],
+        &["--asap", "--pps", "1"],
+    ] {
+        let arguments = [&["replay", "A", "x"][..], wrong].concat();
+        assert_eq!(switchd.run(&arguments).code(), Some(2), "{wrong:?}");
+    }
+    assert!(switchd.ports("A").is_empty());
+}
