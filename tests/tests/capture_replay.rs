@@ -84,11 +84,12 @@ fn replayed_and_captured_again_they_are_the_same() {
 fn spaced(switchd: &Switchd) -> PathBuf {
     use pcap_file::pcap::{PcapPacket, PcapWriter};
     let path = file(switchd, "spaced.pcap");
-    let mut writer = PcapWriter::new(fs::File::create(&path).unwrap()).unwrap();
+    let mut writer = PcapWriter::new(fs::File::create(&path).expect("a new file")).expect("room for it");
     for n in 0..5_u8 {
         let time = Duration::from_millis(1_000_000 + 100 * u64::from(n));
         let frame = tests::frame::frame(tests::frame::BROADCAST, tests::frame::mac(1), 60, n.into());
-        writer.write_packet(&PcapPacket::new(time, 60, &frame)).unwrap();
+        let packet = PcapPacket::new(time, 60, &frame);
+        writer.write_packet(&packet).expect("room for it");
     }
     path
 }
