@@ -77,7 +77,7 @@ pub struct Score {
     pub wrong: u64,
     /// Processor time of the switch for one delivered frame, in microseconds: median of the rounds.
     pub cpu_us_per_frame: Option<f64>,
-    /// Delivered rate by that of the first switch.
+    /// Delivered rate by that of the first switch in the same round: median of the rounds.
     pub ratio: f64,
 }
 
@@ -124,15 +124,16 @@ pub fn measure(
             reports.push(once(cell, kind, time, stop)?);
         }
     }
-    let mut scores: Vec<Score> = kinds
-        .iter()
-        .zip(&reports)
-        .map(|(kind, reports)| score(kind, reports))
+    let base: Vec<f64> = reports
+        .first()
+        .into_iter()
+        .flatten()
+        .map(|r| r.delivered_per_s)
         .collect();
-    let base = scores.first().map_or(0.0, |first| first.delivered_per_s);
-    for score in &mut scores {
-        score.ratio = score.delivered_per_s / base;
-    }
+    let scores = kinds.iter().zip(&reports);
+    let scores = scores
+        .map(|(kind, reports)| score(kind, reports, &base))
+        .collect();
     Ok(Row { cell, scores })
 }
 
@@ -159,12 +160,13 @@ fn once(cell: Cell, kind: &Kind, time: Duration, stop: &Stop) -> Result<Report, 
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a run are far below 2^52")]
-fn score(kind: &Kind, reports: &[Report]) -> Score {
+fn score(kind: &Kind, reports: &[Report], base: &[f64]) -> Score {
     let mut rates: Vec<f64> = reports.iter().map(|r| r.delivered_per_s).collect();
     let mut cpu: Vec<f64> = reports.iter().filter_map(|r| r.switch_cpu_us_per_frame).collect();
     let sum = |count: fn(&Report) -> u64| reports.iter().map(count).sum::<u64>();
     let lost = sum(|r| r.lost);
     let expected = lost + sum(|r| r.delivered);
+    let mut ratios: Vec<f64> = rates.iter().zip(base).map(|(rate, base)| rate / base).collect();
     let delivered_per_s = median(&mut rates).unwrap_or(0.0);
     Score {
         switch: kind.to_string(),
@@ -176,7 +178,7 @@ fn score(kind: &Kind, reports: &[Report]) -> Score {
         loss_percent: lost as f64 * 100.0 / expected.max(1) as f64,
         wrong: sum(|r| r.reordered + r.duplicates + r.damaged + r.strays + r.foreign),
         cpu_us_per_frame: median(&mut cpu),
-        ratio: 1.0,
+        ratio: median(&mut ratios).unwrap_or(0.0),
     }
 }
 

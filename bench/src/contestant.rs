@@ -30,7 +30,7 @@ pub enum Kind {
     UmlSwitch,
     /// Debian's vde2.
     VdeSwitch,
-    /// Ours, at this path.
+    /// Ours, at this path. Its file name is shown, which tells builds apart when there are several.
     Switchd(PathBuf),
 }
 
@@ -39,7 +39,10 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Self::UmlSwitch => "uml_switch",
             Self::VdeSwitch => "vde_switch",
-            Self::Switchd(_) => "switchd",
+            Self::Switchd(path) => match path.file_name().and_then(|name| name.to_str()) {
+                Some(name) => name,
+                None => "switchd",
+            },
         })
     }
 }

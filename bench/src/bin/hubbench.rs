@@ -43,9 +43,12 @@ struct Args {
     /// Make so many domains in one switchd, too
     #[arg(long, value_name = "N")]
     many_domains: Option<u32>,
-    /// The switchd to measure; without this the one beside hubbench
+    /// The switchd to measure; without this the one beside hubbench. May be given several times to compare builds
     #[arg(long, value_name = "PATH")]
-    switchd: Option<PathBuf>,
+    switchd: Vec<PathBuf>,
+    /// Leave vde_switch out
+    #[arg(long)]
+    without_vde: bool,
     /// Leave switchd out: only the switches it is compared with
     #[arg(long, conflicts_with_all = ["switchd", "many_domains"])]
     without_switchd: bool,
@@ -69,13 +72,14 @@ fn main() -> ExitCode {
 
 fn bench(args: &Args) -> anyhow::Result<()> {
     let stop = Stop::on_signals().context("cannot handle signals")?;
-    let switchd = switchd(args)?;
-    let mut kinds = vec![Kind::UmlSwitch, Kind::VdeSwitch];
-    kinds.extend(switchd.clone().map(Kind::Switchd));
+    let switchds = switchds(args)?;
+    let mut kinds = vec![Kind::UmlSwitch];
+    kinds.extend((!args.without_vde).then_some(Kind::VdeSwitch));
+    kinds.extend(switchds.iter().cloned().map(Kind::Switchd));
     let machine = Machine::probe();
 
     let mut sections = vec![section(args, &kinds, &stop)?];
-    let many = match (args.many_domains, &switchd) {
+    let many = match (args.many_domains, switchds.first()) {
         (Some(domains), Some(program)) => {
             eprintln!("{domains} domains");
             Some(many_domains(program, domains, &stop)?)
@@ -138,22 +142,24 @@ fn section(args: &Args, kinds: &[Kind], stop: &Stop) -> anyhow::Result<Section> 
     Ok(Section { max_dgram_qlen, rows })
 }
 
-/// The switchd to measure, if it is not to be left out.
-fn switchd(args: &Args) -> anyhow::Result<Option<PathBuf>> {
+/// Every switchd to measure; none if it is to be left out.
+fn switchds(args: &Args) -> anyhow::Result<Vec<PathBuf>> {
     if args.without_switchd {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let path = match &args.switchd {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()
-            .context("cannot find hubbench itself")?
-            .with_file_name("switchd"),
+    let beside = || {
+        let own = std::env::current_exe().context("cannot find hubbench itself")?;
+        anyhow::Ok(vec![own.with_file_name("switchd")])
     };
-    if !path.is_file() {
+    let paths = match args.switchd.as_slice() {
+        [] => beside()?,
+        given => given.to_vec(),
+    };
+    if let Some(path) = paths.iter().find(|path| !path.is_file()) {
         bail!(
             "cannot find switchd at {}\nhint: cargo build --release -p switchd, or --switchd PATH",
             path.display()
         );
     }
-    Ok(Some(path))
+    Ok(paths)
 }
