@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::contestant::{Contestant, Kind, StartError};
 use crate::load::{Delivery, Load, LoadError, Traffic, run};
+use crate::machine::wait_until_quiet;
 use crate::report::Report;
 use crate::stop::Stop;
 
@@ -88,6 +89,19 @@ pub struct Row {
     pub cell: Cell,
     /// Each switch.
     pub scores: Vec<Score>,
+    /// Measurements made although the machine had other work to do.
+    pub noisy: u32,
+}
+
+/// How thoroughly a cell is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Times each switch is loaded.
+    pub rounds: u32,
+    /// How long each time.
+    pub time: Duration,
+    /// How long to wait before each for a machine without other work; zero is not at all.
+    pub patience: Duration,
 }
 
 /// Why a cell has no result.
@@ -111,17 +125,13 @@ pub enum CellError {
 ///
 /// # Errors
 /// When a switch does not start or goes away.
-pub fn measure(
-    cell: Cell,
-    kinds: &[Kind],
-    rounds: u32,
-    time: Duration,
-    stop: &Stop,
-) -> Result<Row, CellError> {
+pub fn measure(cell: Cell, kinds: &[Kind], effort: Effort, stop: &Stop) -> Result<Row, CellError> {
     let mut reports: Vec<Vec<Report>> = kinds.iter().map(|_| Vec::new()).collect();
-    for _ in 0..rounds {
+    let mut noisy = 0;
+    for _ in 0..effort.rounds {
         for (kind, reports) in kinds.iter().zip(&mut reports) {
-            reports.push(once(cell, kind, time, stop)?);
+            noisy += u32::from(!wait_until_quiet(effort.patience, stop));
+            reports.push(once(cell, kind, effort.time, stop)?);
         }
     }
     let base: Vec<f64> = reports
@@ -134,7 +144,7 @@ pub fn measure(
     let scores = scores
         .map(|(kind, reports)| score(kind, reports, &base))
         .collect();
-    Ok(Row { cell, scores })
+    Ok(Row { cell, scores, noisy })
 }
 
 fn once(cell: Cell, kind: &Kind, time: Duration, stop: &Stop) -> Result<Report, CellError> {

@@ -3,9 +3,13 @@
 use std::fs;
 use std::io;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use serde::Serialize;
+
+use crate::stop::Stop;
 
 const QUEUE_LENGTH: &str = "/proc/sys/net/unix/max_dgram_qlen";
 
@@ -47,6 +51,33 @@ impl Machine {
             date: said("date", &["-u", "+%Y-%m-%d"]),
         }
     }
+}
+
+/// Waits until the machine is idle but for a tenth, at most so long; false if it did not become so.
+pub fn wait_until_quiet(most: Duration, stop: &Stop) -> bool {
+    let deadline = Instant::now() + most;
+    let mut last = jiffies();
+    while !stop.is_set() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(100));
+        let now = jiffies();
+        let (idle, all) = (now.0.saturating_sub(last.0), now.1.saturating_sub(last.1));
+        if all > 0 && idle * 10 >= all * 9 {
+            return true;
+        }
+        last = now;
+    }
+    most.is_zero()
+}
+
+/// Processor time of the whole machine since it was started: idle, and all.
+fn jiffies() -> (u64, u64) {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = stat.lines().next().unwrap_or_default();
+    // user nice system idle iowait irq softirq steal; what follows is part of user and nice.
+    let fields = line.split_ascii_whitespace().skip(1).take(8);
+    let fields: Vec<u64> = fields.filter_map(|field| field.parse().ok()).collect();
+    let idle = fields.iter().skip(3).take(2).sum();
+    (idle, fields.iter().sum())
 }
 
 /// Frames a sender may queue to an unconnected socket in this network namespace, less one.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use bench::cell::{Cell, measure};
+use bench::cell::{Cell, Effort, measure};
 use bench::contestant::Kind;
 use bench::machine::{Machine, enter_namespace, queue_length};
 use bench::many::many_domains;
@@ -34,6 +34,9 @@ struct Args {
     /// Rounds; the table has their medians
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// Seconds to wait before each load, at most, for a machine without other work
+    #[arg(long, default_value_t = 0.0)]
+    patience: f64,
     /// Only cells whose name contains this
     #[arg(long, default_value = "")]
     only: String,
@@ -123,20 +126,24 @@ fn bench(args: &Args) -> anyhow::Result<()> {
 
 fn section(args: &Args, kinds: &[Kind], stop: &Stop) -> anyhow::Result<Section> {
     let max_dgram_qlen = queue_length().context("cannot read net.unix.max_dgram_qlen")?;
-    let time = Duration::try_from_secs_f64(args.seconds).context("cannot measure for --seconds")?;
+    let effort = Effort {
+        rounds: args.rounds,
+        time: Duration::try_from_secs_f64(args.seconds).context("cannot measure for --seconds")?,
+        patience: Duration::try_from_secs_f64(args.patience).context("cannot wait for --patience")?,
+    };
     let cells = Cell::all();
     let chosen = cells.into_iter().filter(|c| c.to_string().contains(&args.only));
     let mut rows = Vec::new();
     for cell in chosen {
         eprint!("qlen {max_dgram_qlen} {cell}:");
-        let row = measure(cell, kinds, args.rounds, time, stop)?;
+        let row = measure(cell, kinds, effort, stop)?;
         for score in &row.scores {
             eprint!(
                 "  {} {:.0}/s ({:.2})",
                 score.switch, score.delivered_per_s, score.ratio
             );
         }
-        eprintln!();
+        eprintln!("  {} noisy", row.noisy);
         rows.push(row);
     }
     Ok(Section { max_dgram_qlen, rows })
