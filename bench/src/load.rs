@@ -51,13 +51,13 @@ pub enum Full {
     Refuse,
 }
 
-/// How receivers take frames from their socket.
+/// How many frames a system call moves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Receive {
-    /// One system call a frame, as UML's daemon driver does.
+pub enum Calls {
+    /// One, as in UML's daemon driver.
     Single,
-    /// As many as have arrived with one call, which costs the generator less and leaves more to the switch.
+    /// Many, as in UML's vector driver. It costs the generator less and leaves more of the machine to the switch.
     Vector,
 }
 
@@ -84,8 +84,10 @@ pub struct Load {
     pub full: Full,
     /// Frames a second each of them offers at most.
     pub rate: Option<u32>,
+    /// How senders send.
+    pub send: Calls,
     /// How receivers receive.
-    pub receive: Receive,
+    pub receive: Calls,
     /// How long after the last frame was sent frames may still arrive.
     pub drain: Duration,
     /// The process of the switch, to measure its processor time.
@@ -106,7 +108,8 @@ impl Load {
             frames: None,
             full: Full::Block,
             rate: None,
-            receive: Receive::Vector,
+            send: Calls::Vector,
+            receive: Calls::Vector,
             drain: Duration::from_secs(5),
             switch_pid: None,
         }

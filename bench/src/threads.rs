@@ -1,7 +1,7 @@
 //! What the threads of a load do: one per sender, one per receiver.
 
 use std::array;
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -9,11 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, MultiHeaders, UnixAddr, recv, recvmmsg, sendto};
+use nix::sys::socket::{MsgFlags, MultiHeaders, UnixAddr, recv, recvmmsg, sendmmsg, sendto};
 
 use crate::flow::Flow;
 use crate::frame::{Bad, Codec, HELLO, LONGEST, SHORTEST, Seen, To};
-use crate::load::{Full, Load, LoadError, Receive};
+use crate::load::{Calls, Full, Load, LoadError};
 use crate::port::Port;
 use crate::stop::Stop;
 
@@ -21,8 +21,12 @@ use crate::stop::Stop;
 const BLOCKED: Duration = Duration::from_millis(100);
 /// Time for one port's first frame to reach all others.
 const INTRODUCTION: Duration = Duration::from_secs(10);
-/// Frames taken with one call. An unconnected socket never holds more than `max_dgram_qlen` and one.
-const VECTOR: usize = 16;
+/// Frames taken with one call.
+const VECTOR: usize = 64;
+/// Frames sent with one call.
+const SEND_VECTOR: usize = 32;
+/// How long a sender sleeps that is ahead of its rate.
+const PACE: Duration = Duration::from_micros(200);
 /// Room for one byte more than any frame, so that a frame grown on the way is seen as such.
 const BUFFER: usize = LONGEST + 1;
 
@@ -170,7 +174,7 @@ fn say_hello(shared: &Shared, from: u16) -> Result<(), LoadError> {
         sequence: HELLO,
     };
     shared.codec.write(&mut frame, To::All, seen);
-    match offer(&shared.ports[usize::from(from)], &frame, MsgFlags::empty()) {
+    match offer_one(&shared.ports[usize::from(from)], &frame, MsgFlags::empty()) {
         Ok(()) | Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
         Err(source) => Err(LoadError::Send { port: from, source }),
     }
@@ -206,35 +210,41 @@ fn hears(shared: &Shared, port: u16, from: u16) -> Result<bool, LoadError> {
 pub(crate) fn send(shared: &Shared, number: u16) -> Sent {
     let load = &shared.load;
     let port = &shared.ports[usize::from(number)];
-    let flags = match load.full {
-        Full::Block => MsgFlags::empty(),
-        Full::Refuse => MsgFlags::MSG_DONTWAIT,
+    let vector = match load.send {
+        Calls::Single => 1,
+        Calls::Vector => SEND_VECTOR,
     };
-    let to = load.to(number);
-    let mut frame = vec![0; load.size];
+    let mut slab = vec![0; load.size * vector];
     let mut sent = Sent::default();
     let started = Instant::now();
-    while !shared.is_stopped() && load.frames.is_none_or(|most| sent.offered + sent.refused < most) {
-        if let Some(rate) = load.rate {
-            let due = started.elapsed().as_secs_f64() * f64::from(rate);
-            #[expect(clippy::cast_precision_loss, reason = "nobody sends 2^52 frames")]
-            let ahead = (sent.offered + sent.refused) as f64 - due;
-            if ahead > 0.0 {
-                let pause = Duration::from_secs_f64(ahead / f64::from(rate));
-                thread::sleep(pause.min(BLOCKED));
-                continue;
-            }
-        }
-        let seen = Seen {
-            sender: number,
-            sequence: sent.offered,
+    while !shared.is_stopped() {
+        let tried = sent.offered + sent.refused;
+        let left = load.frames.map_or(u64::MAX, |most| most.saturating_sub(tried));
+        let due = match load.rate {
+            Some(rate) => due(rate, started, tried),
+            None => u64::MAX,
         };
-        shared.codec.write(&mut frame, to, seen);
-        match offer(port, &frame, flags) {
-            Ok(()) => {
-                sent.offered += 1;
+        let count = usize::try_from(left.min(due)).unwrap_or(vector).min(vector);
+        if left == 0 {
+            break;
+        }
+        if count == 0 {
+            thread::sleep(PACE);
+            continue;
+        }
+        for (sequence, frame) in (sent.offered..).zip(slab.chunks_mut(load.size).take(count)) {
+            let seen = Seen {
+                sender: number,
+                sequence,
+            };
+            shared.codec.write(frame, load.to(number), seen);
+        }
+        match offer(port, &slab, load, count) {
+            Ok(taken) => {
+                sent.offered += taken as u64;
                 shared.offered[usize::from(number)].set(sent.offered);
             }
+            // What was not taken is made anew, with the same numbers.
             Err(Errno::EAGAIN) if load.full == Full::Refuse => sent.refused += 1,
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(source) => {
@@ -246,7 +256,42 @@ pub(crate) fn send(shared: &Shared, number: u16) -> Sent {
     sent
 }
 
-fn offer(port: &Port, frame: &[u8], flags: MsgFlags) -> Result<(), Errno> {
+/// Frames a sender has to send now to keep its rate.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a whole number that is not negative"
+)]
+fn due(rate: u32, started: Instant, tried: u64) -> u64 {
+    let by_now = (started.elapsed().as_secs_f64() * f64::from(rate)).floor() as u64 + 1;
+    by_now.saturating_sub(tried)
+}
+
+/// Sends the first `count` frames of the slab; returns how many the switch has taken.
+fn offer(port: &Port, slab: &[u8], load: &Load, count: usize) -> Result<usize, Errno> {
+    let flags = match load.full {
+        Full::Block => MsgFlags::empty(),
+        Full::Refuse => MsgFlags::MSG_DONTWAIT,
+    };
+    if count == 1 {
+        return offer_one(port, &slab[..load.size], flags).map(|()| 1);
+    }
+    let mut headers = MultiHeaders::<UnixAddr>::preallocate(count, None);
+    let mut frames = slab.chunks(load.size);
+    let slices: [_; SEND_VECTOR] = array::from_fn(|_| [IoSlice::new(frames.next().unwrap_or_default())]);
+    let to = [Some(*port.switch()); SEND_VECTOR];
+    sendmmsg(
+        port.as_raw_fd(),
+        &mut headers,
+        &slices[..count],
+        &to[..count],
+        [],
+        flags,
+    )
+    .map(Iterator::count)
+}
+
+fn offer_one(port: &Port, frame: &[u8], flags: MsgFlags) -> Result<(), Errno> {
     sendto(port.as_raw_fd(), frame, port.switch(), flags).map(drop)
 }
 
@@ -254,8 +299,8 @@ fn offer(port: &Port, frame: &[u8], flags: MsgFlags) -> Result<(), Errno> {
 pub(crate) fn receive(shared: &Shared, number: u16) -> Received {
     let mut books = Books::new(shared, number);
     let result = match shared.load.receive {
-        Receive::Single => receive_single(shared, number, &mut books),
-        Receive::Vector => receive_vector(shared, number, &mut books),
+        Calls::Single => receive_single(shared, number, &mut books),
+        Calls::Vector => receive_vector(shared, number, &mut books),
     };
     if let Err(source) = result {
         shared.fail(LoadError::Receive { port: number, source });

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bench::contestant::{Contestant, Kind};
-use bench::load::{Delivery, Full, Load, LoadError, Receive, Traffic, run};
+use bench::load::{Calls, Delivery, Full, Load, LoadError, Traffic, run};
 use bench::stop::Stop;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,14 +17,15 @@ fn contestants(mode: Delivery) -> [Contestant; 2] {
 #[test]
 fn a_small_load_arrives_whole_at_every_port_of_a_hub() {
     for switch in contestants(Delivery::Hub) {
-        for receive in [Receive::Single, Receive::Vector] {
+        for calls in [Calls::Single, Calls::Vector] {
             let load = Load {
                 ports: 4,
                 senders: 2,
                 traffic: Traffic::Flood,
                 // Both together fit into the queue of a receiver that gets no processor time.
                 frames: Some(5),
-                receive,
+                send: calls,
+                receive: calls,
                 time: Duration::from_secs(30),
                 switch_pid: Some(switch.pid()),
                 ..Load::new(switch.control())

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use bench::load::{Delivery, Full, Load, Receive, Traffic, run};
+use bench::load::{Calls, Delivery, Full, Load, Traffic, run};
 use bench::report::Report;
 use bench::stop::Stop;
 use clap::{Parser, ValueEnum};
@@ -55,9 +55,12 @@ struct Args {
     /// Frames a second each sender offers at most
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// How receivers take frames from their socket
-    #[arg(long, value_enum, default_value_t = ReceiveArg::Vector)]
-    receive: ReceiveArg,
+    /// Frames senders send with one system call
+    #[arg(long, value_enum, default_value_t = CallsArg::Vector)]
+    send: CallsArg,
+    /// Frames receivers receive with one system call
+    #[arg(long, value_enum, default_value_t = CallsArg::Vector)]
+    receive: CallsArg,
     /// Seconds to wait for the last frames at most
     #[arg(long, default_value_t = 5.0, value_parser = seconds)]
     drain: f64,
@@ -78,11 +81,20 @@ enum TrafficArg {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum ReceiveArg {
-    /// One frame a call, as UML guests do
+enum CallsArg {
+    /// One, as UML's daemon driver does
     Single,
-    /// All that have arrived with one call
+    /// Many, as UML's vector driver does: costs the generator least
     Vector,
+}
+
+impl From<CallsArg> for Calls {
+    fn from(calls: CallsArg) -> Self {
+        match calls {
+            CallsArg::Single => Self::Single,
+            CallsArg::Vector => Self::Vector,
+        }
+    }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -115,10 +127,8 @@ impl From<Args> for Load {
                 Full::Block
             },
             rate: args.rate,
-            receive: match args.receive {
-                ReceiveArg::Single => Receive::Single,
-                ReceiveArg::Vector => Receive::Vector,
-            },
+            send: args.send.into(),
+            receive: args.receive.into(),
             drain: Duration::from_secs_f64(args.drain),
             switch_pid: args.switch_pid,
             ..Self::new(args.control)
