@@ -2,7 +2,10 @@
 
 CARGO ?= cargo
 
-.PHONY: all setup release demo check test bench clean
+# Where Wireshark and tshark look for programs of the user's own that capture for them.
+EXTCAP_DIR ?= $(or $(shell tshark -G folders 2>/dev/null | sed -n 's/^Personal Extcap path:[[:space:]]*//p'),$(HOME)/.config/wireshark/extcap)
+
+.PHONY: all setup release demo check test bench install-extcap clean
 
 all: release
 
@@ -34,6 +37,10 @@ bench: setup
 	$(CARGO) build --release -p bench -p switchd -p vstart
 	target/release/hubbench --many-domains 1000 --readme bench/README.md
 	target/release/guestbench --rounds 5 --readme bench/README.md
+
+# The domains become interfaces of Wireshark and tshark.
+install-extcap: release
+	install -D -m 755 target/release/switchd "$(DESTDIR)$(EXTCAP_DIR)/hubbub-extcap"
 
 clean:
 	$(CARGO) clean

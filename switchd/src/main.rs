@@ -11,6 +11,7 @@ mod config;
 mod control;
 mod daemon;
 mod datapath;
+mod extcap;
 mod pcapng;
 mod uml_switch;
 
@@ -41,6 +42,9 @@ fn main() -> ExitCode {
                 .map(|argument| argument.to_string_lossy().into_owned())
                 .collect(),
         );
+    }
+    if name.is_some_and(|name| name == "hubbub-extcap") {
+        return extcap::main(arguments);
     }
     if name.is_some_and(|name| name == "vdump") {
         arguments.insert(1, "vdump".into());

@@ -71,6 +71,15 @@ pub(super) fn dump(mut connection: Connection, arguments: VdumpArguments) -> any
     Ok(())
 }
 
+/// Captures into a pipe of somebody else's until that is closed or a signal comes, without a word.
+pub(crate) fn capture_to(directory: &Path, spec: CaptureSpec, pipe: &Path) -> anyhow::Result<()> {
+    let mut connection = Connection::open(directory)?;
+    let mut session = Session::new(None)?;
+    let output = OpenOptions::new().write(true).open(pipe);
+    let output = output.with_context(|| format!("cannot write {}", pipe.display()))?;
+    session.direct(&mut connection, spec, "", output.into()).map(drop)
+}
+
 /// Says what a capture took.
 pub(super) fn report(Captured { frames, dropped }: Captured) {
     eprintln!("{frames} frames captured, {dropped} dropped by the capture");
@@ -110,7 +119,8 @@ pub(super) fn spec(selection: &Selection) -> anyhow::Result<CaptureSpec> {
     })
 }
 
-fn compile(expression: &str) -> anyhow::Result<Vec<FilterInstruction>> {
+/// Compiles a filter.
+pub(crate) fn compile(expression: &str) -> anyhow::Result<Vec<FilterInstruction>> {
     if expression.is_empty() {
         return Ok(Vec::new());
     }
@@ -170,7 +180,9 @@ impl Session {
         output: OwnedFd,
     ) -> anyhow::Result<Option<Captured>> {
         connection.ask_with_fd(&Request::Capture(spec), output.as_fd())?;
-        eprintln!("{banner}");
+        if !banner.is_empty() {
+            eprintln!("{banner}");
+        }
         let end = self.wait(connection, |fds| {
             // Asks for nothing: only the end of the reader is reported.
             fds.push(PollFd::new(output.as_fd(), PollFlags::empty()));

@@ -17,11 +17,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use proto::DomainName;
 use proto::ctl::{DomainSpec, Reply, Request, VdeAccess};
 use serde::Serialize;
 
 use crate::cli::{Command, DomainCommand, FdbArguments, PortCommand};
 use crate::daemon::SOCKET;
+
+pub(crate) use capture::{capture_to, compile};
 
 /// Carries out one command and prints what it yields.
 pub(crate) fn run(directory: &Path, command: Command) -> anyhow::Result<()> {
@@ -120,6 +123,14 @@ fn stats(connection: &mut Connection, watch: bool, json: bool) -> anyhow::Result
     }
 }
 
+/// The names of all domains.
+pub(crate) fn domains(directory: &Path) -> anyhow::Result<Vec<DomainName>> {
+    match Connection::open(directory)?.ask(&Request::DomainLs)? {
+        Reply::Domains(rows) => Ok(rows.into_iter().map(|row| row.domain).collect()),
+        _ => bail!("switchd answered something else"),
+    }
+}
+
 /// A conversation with the daemon.
 pub(crate) struct Connection {
     stream: BufReader<UnixStream>,
@@ -208,7 +219,7 @@ fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 }
 
 /// Prints to standard output; a reader that has seen enough is no error.
-fn print(text: &str) -> anyhow::Result<()> {
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
