@@ -52,7 +52,7 @@ fn check() -> anyhow::Result<()> {
 /// The programs are built first: the tests run them as users do.
 fn test() -> anyhow::Result<()> {
     cargo(&["build", "--workspace", "--bins"])?;
-    cargo(&["test", "--workspace"])
+    cargo(&["test", "--workspace", "--no-fail-fast"])
 }
 
 fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
