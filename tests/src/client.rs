@@ -38,6 +38,17 @@ impl Client {
             .unwrap_or_else(|error| panic!("cannot attach to {}: {error}", control.display()))
     }
 
+    /// Attaches as netkit-jh's `uml_dump` does: for every frame.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the switch hangs up instead of answering.
+    pub fn attach_dump(control: &Path) -> io::Result<Self> {
+        let (data, address) = data_socket()?;
+        let stream = UnixStream::connect(control)?;
+        let reply = ask(&stream, &uml::request(Version::V3, Kind::Dump, address))?;
+        Self::answered(stream, data, address, &reply)
+    }
+
     /// Attaches with request version 1 or 3, asking for a port number or not.
     ///
     /// # Errors

@@ -154,8 +154,6 @@ fn what_no_switch_serves_is_closed_not_ignored() {
         with_word(4, 2),
         with_word(4, 4),
         with_word(4, u32::MAX),
-        // Type 1 is a dump port or VDE's port 0.
-        with_word(8, 1),
         with_word(8, 7),
     ];
     for bytes in &unsupported {

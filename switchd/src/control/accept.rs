@@ -137,13 +137,7 @@ async fn become_port(
 ) -> Result<LivePort, Refusal> {
     let number = match client.request.kind {
         Kind::Port { number } => number,
-        // The VDE client's port 0, which is a port like any other here.
-        Kind::Dump if client.request.client.path().is_some() => None,
-        Kind::Dump => {
-            return Err(Refusal::Unsupported(
-                "dump ports are not supported; use 'switchd capture'",
-            ));
-        }
+        Kind::Dump => None,
     };
     let id = domain.reserve(number).map_err(Refusal::Taken)?;
     match attach(registry, domain, stream, id, client).await {
@@ -183,6 +177,7 @@ async fn attach(
         (uml::Link::new(socket), Some(address))
     };
     let (link, socket) = match entry {
+        Entry::Uml if is_dump(request) => (Link::Dump(link), Some(&domain.sockets.control)),
         Entry::Uml => (Link::Uml(link), Some(&domain.sockets.control)),
         Entry::Vde => (Link::Vde(link), domain.sockets.vde.as_ref()),
     };
@@ -211,6 +206,12 @@ async fn attach(
         return Err(Refusal::HungUp);
     }
     Ok(gone)
+}
+
+/// True for netkit-jh's dump port. The same type of request with a path is a VDE client's for port 0, a port like any
+/// other here.
+fn is_dump(request: &Request) -> bool {
+    request.kind == Kind::Dump && request.client.path().is_none()
 }
 
 /// A port as the control side sees it.

@@ -30,9 +30,6 @@ pub(crate) enum Refusal {
     /// What came is no request.
     #[error(transparent)]
     Malformed(#[from] RequestError),
-    /// The client asked for what this switch does not have.
-    #[error("{0}")]
-    Unsupported(&'static str),
     /// The client's data socket cannot be reached.
     #[error("cannot connect to the client's data socket {address:?}")]
     Client { address: Address, source: io::Error },
@@ -56,7 +53,7 @@ impl Refusal {
         match self {
             Self::Timeout => "timeout",
             Self::HungUp => "hung-up",
-            Self::Malformed(_) | Self::Unsupported(_) => "bad-request",
+            Self::Malformed(_) => "bad-request",
             Self::Client { .. } => "no-data-socket",
             Self::Socket(_) => "system",
             Self::Foreign(_) => "foreign-user",

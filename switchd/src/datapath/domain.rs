@@ -19,6 +19,8 @@ pub(super) struct Domain {
     fabric: fabric::Domain,
     ports: Vec<Option<Port>>,
     feeds: Vec<Feed>,
+    /// Ports that get every frame, and never hold anybody back.
+    dumps: Vec<PortId>,
     /// Counters of ports that have left.
     departed: Counters,
     serial: u64,
@@ -31,6 +33,7 @@ impl Domain {
             fabric: fabric::Domain::new(settings),
             ports: Vec::new(),
             feeds: Vec::new(),
+            dumps: Vec::new(),
             departed: Counters::default(),
             serial: 0,
         }
@@ -54,7 +57,13 @@ impl Domain {
         for feed in &mut self.feeds {
             context.unsent |= feed.offer(&parcel.batch, &plan, ingress, &self.ports);
         }
+        if !self.dumps.is_empty() {
+            self.dump(&parcel.batch, plan.accepted(), ingress, context);
+        }
         for (egress, frames) in plan.egress() {
+            if self.dumps.contains(&egress) {
+                continue;
+            }
             let kept = self.send(&parcel.batch, frames, ingress, egress, context);
             if !kept.is_empty() {
                 parcel.owed.push((egress, kept));
@@ -64,6 +73,26 @@ impl Domain {
         self.settle(ingress, parcel, context);
         if matches!(rx, Rx::Closed) {
             context.dead.push((self.slot, ingress));
+        }
+    }
+
+    /// Sends frames to the ports that get every frame but their own, as far as they take them at once.
+    fn dump(&mut self, batch: &Batch, frames: FrameSet, ingress: PortId, context: &mut Context) {
+        for index in 0..self.dumps.len() {
+            let id = self.dumps[index];
+            if id == ingress {
+                continue;
+            }
+            match self.tx(batch, frames, id, context) {
+                Tx::Done => {}
+                Tx::Full(rest) => {
+                    self.discard(batch, rest, id, DropReason::QueueFull, context);
+                }
+                Tx::Closed(rest) => {
+                    context.dead.push((self.slot, id));
+                    self.discard(batch, rest, id, DropReason::PeerGone, context);
+                }
+            }
         }
     }
 
@@ -329,6 +358,9 @@ impl Domain {
         if self.ports.len() <= id.index() {
             self.ports.resize_with(id.index() + 1, || None);
         }
+        if matches!(link, super::port::Link::Dump(_)) {
+            self.dumps.push(id);
+        }
         self.serial += 1;
         self.ports[id.index()] = Some(Port {
             link,
@@ -378,6 +410,7 @@ impl Domain {
             context.pool.put(parcel);
         }
         self.fabric.detach(id);
+        self.dumps.retain(|&dump| dump != id);
         self.departed.add(&port.counters);
         let (rx, tx) = port.link.fds();
         for fd in [Some(rx), tx].into_iter().flatten() {

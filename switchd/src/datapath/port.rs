@@ -18,6 +18,8 @@ pub(crate) enum Link {
     Uml(uml::Link),
     /// A VDE client: the same frames in the same sockets.
     Vde(uml::Link),
+    /// The uml_switch protocol, for a client that gets every frame (netkit-jh's `uml_dump`).
+    Dump(uml::Link),
     /// A vector guest's connection.
     Bess(bess::Link),
     /// A tap device of the host.
@@ -50,6 +52,7 @@ impl Link {
         match self {
             Self::Uml(_) => "uml",
             Self::Vde(_) => "vde",
+            Self::Dump(_) => "dump",
             Self::Bess(_) => "bess",
             Self::Tap(_) => "tap",
         }
@@ -58,7 +61,7 @@ impl Link {
     /// The descriptor frames come in at, and the one they go out at if it is another.
     pub(crate) fn fds(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
         match self {
-            Self::Uml(link) | Self::Vde(link) => link.fds(),
+            Self::Uml(link) | Self::Vde(link) | Self::Dump(link) => link.fds(),
             Self::Bess(link) => (link.fd(), None),
             Self::Tap(link) => (link.fd(), None),
         }
@@ -67,7 +70,7 @@ impl Link {
     /// Fills the batch with what has arrived.
     pub(crate) fn rx(&self, batch: &mut Batch) -> Rx {
         let received = match self {
-            Self::Uml(link) | Self::Vde(link) => link.rx(batch),
+            Self::Uml(link) | Self::Vde(link) | Self::Dump(link) => link.rx(batch),
             Self::Bess(link) => link.rx(batch),
             Self::Tap(link) => link.rx(batch),
         };
@@ -81,7 +84,7 @@ impl Link {
 
     fn send(&self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
         match self {
-            Self::Uml(link) | Self::Vde(link) => link.tx(batch, frames),
+            Self::Uml(link) | Self::Vde(link) | Self::Dump(link) => link.tx(batch, frames),
             Self::Bess(link) => link.tx(batch, frames),
             Self::Tap(link) => link.tx(batch, frames),
         }

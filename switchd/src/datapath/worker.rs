@@ -91,7 +91,10 @@ impl Worker {
             slots: HashMap::new(),
             swept: now,
             context,
-            spin: std::env::var("SPIN_US").ok().and_then(|s| s.parse().ok()).map_or(Duration::ZERO, Duration::from_micros),
+            spin: std::env::var("SPIN_US")
+                .ok()
+                .and_then(|s| s.parse().ok())
+                .map_or(Duration::ZERO, Duration::from_micros),
             skip: 0,
             skips: 0,
         }
