@@ -25,6 +25,7 @@ Examples:
   switchd domain add A                      a hub
   switchd domain add B --mode switch --mtu 9000
   switchd port ls A                         who is attached, and what passed
+  switchd port add A --tap nk_tap_me        attach a tap device of yours
   switchd capture A -w a.pcapng             record a domain until Ctrl-C
   switchd capture A | tshark -r -           watch it live
   switchd stats --watch                     counters, every second
@@ -39,7 +40,7 @@ pub(crate) enum Command {
     /// Make, list and remove domains
     #[command(subcommand)]
     Domain(DomainCommand),
-    /// List ports
+    /// List, make and end ports
     #[command(subcommand)]
     Port(PortCommand),
     /// Show or edit the forwarding table of a domain
@@ -138,6 +139,24 @@ pub(crate) enum PortCommand {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Attach a tap device of the host
+    Add {
+        /// Name of the domain
+        domain: DomainName,
+        /// A tap device that exists and that you may attach
+        #[arg(long, value_name = "DEVICE")]
+        tap: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a port
+    Rm {
+        /// Name of the domain
+        domain: DomainName,
+        /// Number of the port
+        id: u32,
     },
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use proto::ctl::DomainSpec;
+use proto::ctl::{DomainSpec, PortSpec};
 use serde::Deserialize;
 
 use crate::cli::RunOptions;
@@ -19,7 +19,7 @@ pub(crate) struct Config {
     pub(crate) hold: Duration,
     pub(crate) workers: usize,
     pub(crate) idle_exit: Option<Duration>,
-    pub(crate) domains: Vec<DomainSpec>,
+    pub(crate) domains: Vec<(DomainSpec, Vec<PortSpec>)>,
 }
 
 /// Why there is no configuration.
@@ -72,6 +72,8 @@ struct FileDomain {
     ageing_s: Option<u64>,
     #[serde(default)]
     vde: proto::ctl::VdeAccess,
+    #[serde(default)]
+    ports: Vec<PortSpec>,
 }
 
 impl Config {
@@ -104,15 +106,16 @@ impl Config {
 }
 
 impl FileDomain {
-    fn spec(self) -> DomainSpec {
+    fn spec(self) -> (DomainSpec, Vec<PortSpec>) {
         let spec = DomainSpec::new(self.name);
-        DomainSpec {
+        let spec = DomainSpec {
             mode: self.mode.unwrap_or(spec.mode),
             mtu: self.mtu.unwrap_or(spec.mtu),
             ageing_s: self.ageing_s.unwrap_or(spec.ageing_s),
             vde: self.vde,
             ..spec
-        }
+        };
+        (spec, self.ports)
     }
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use proto::ctl::DomainSpec;
+use proto::ctl::{DomainSpec, PortSpec};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -47,7 +47,7 @@ async fn host(config: Config, directory: &Path) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate())?;
     let registry = registry(directory, config.hold, config.workers)?;
     let socket = directory.join(SOCKET);
-    let opened = open(&registry, config.domains, &socket);
+    let opened = open(&registry, config.domains, &socket).await;
     let Ok(listener) = opened else {
         registry.clear().await;
         return opened.map(drop);
@@ -69,9 +69,16 @@ async fn host(config: Config, directory: &Path) -> anyhow::Result<()> {
 }
 
 /// Makes the domains and opens the control socket.
-fn open(registry: &Arc<Registry>, domains: Vec<DomainSpec>, socket: &Path) -> anyhow::Result<UnixListener> {
-    for spec in domains {
-        registry.add(spec, false)?;
+async fn open(
+    registry: &Arc<Registry>,
+    domains: Vec<(DomainSpec, Vec<PortSpec>)>,
+    socket: &Path,
+) -> anyhow::Result<UnixListener> {
+    for (spec, ports) in domains {
+        let domain = registry.add(spec, false)?;
+        for port in &ports {
+            registry.add_port(&domain, port).await?;
+        }
     }
     let listener = netio::unix::listen(socket).map_err(|error| anyhow!(cannot_listen(socket, &error)))?;
     listener.set_nonblocking(true)?;

@@ -40,13 +40,21 @@ impl Guest {
     /// # Panics
     /// If the kernel cannot be started.
     pub fn boot(dir: &Path, name: &str, script: &str, arguments: &[String]) -> Self {
+        Self::boot_by(Command::new(tool("linux.uml")), dir, name, script, arguments)
+    }
+
+    /// The same by a command that becomes the kernel: a guest finds only datagram sockets of its own network namespace.
+    ///
+    /// # Panics
+    /// If the kernel cannot be started.
+    pub fn boot_by(mut kernel: Command, dir: &Path, name: &str, script: &str, arguments: &[String]) -> Self {
         let go = format!("{name}.sh");
         fs::write(dir.join(&go), script).expect("the script is written");
         let initrd = dir.join(format!("{name}.cpio"));
         fs::write(&initrd, initial_files()).expect("the initrd is written");
         let console = dir.join(format!("{name}.console"));
         let output = File::create(&console).expect("a console file");
-        let child = Command::new(tool("linux.uml"))
+        let child = kernel
             .args(["mem=64M", "rdinit=/init", "con=null", "con0=null,fd:1", "quiet"])
             .arg(format!("initrd={}", initrd.display()))
             .arg(format!("uml_dir={}/uml", dir.display()))
@@ -110,7 +118,7 @@ impl Drop for Guest {
 const BULK: usize = 8 << 20;
 
 /// Bytes that a shifted, repeated or lost piece would change.
-fn bulk() -> Vec<u8> {
+pub fn bulk() -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let words = (0..BULK / 8).flat_map(|_| {
         state ^= state << 13;
@@ -132,6 +140,7 @@ pub fn transfer(daemon: &Switchd, a: &str, b: &str, mtu: u32) -> [Guest; 2] {
     let interface = |word: &str| word[..4].to_owned();
     let receiver = format!(
         "mkfifo /tmp/open; nc -l -p 5000 <> /tmp/open > /tmp/bulk &\n\
+         until grep -q :1388 /proc/net/tcp*; do true; done\n\
          ip addr add 10.0.0.2/24 dev {0}; ip link set {0} mtu {mtu} up\n\
          wait; md5sum < /tmp/bulk; md5sum < /mnt/bulk; echo RECEIVED\n\
          sleep 100",

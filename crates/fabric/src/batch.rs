@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::frames::FrameSet;
+use crate::offload::{BadHeader, VNET_HEADER_BYTES, Work};
 
 /// Most frames a batch holds: one bit each in a [`FrameSet`].
 pub const BATCH_FRAMES: usize = 64;
@@ -20,6 +21,10 @@ pub struct Batch {
     stride: usize,
     wire_lens: [usize; BATCH_FRAMES],
     len: usize,
+    /// What is still to be done to the frames in `unfinished`.
+    work: Box<[Work]>,
+    unfinished: FrameSet,
+    malformed: FrameSet,
 }
 
 impl Batch {
@@ -40,6 +45,9 @@ impl Batch {
             stride,
             wire_lens: [0; BATCH_FRAMES],
             len: 0,
+            work: vec![Work::default(); frames].into_boxed_slice(),
+            unfinished: FrameSet::EMPTY,
+            malformed: FrameSet::EMPTY,
         }
     }
 
@@ -66,6 +74,8 @@ impl Batch {
     /// Forgets the frames.
     pub fn clear(&mut self) {
         self.len = 0;
+        self.unfinished = FrameSet::EMPTY;
+        self.malformed = FrameSet::EMPTY;
     }
 
     /// Forgets the frames from number `len` on.
@@ -125,11 +135,59 @@ impl Batch {
     /// The lengths are those on the wire (`MSG_TRUNC`), so that a frame the buffer was too small for is known as cut.
     /// What was in the batch before is gone.
     pub fn filled(&mut self, lengths: impl Iterator<Item = usize>) {
-        self.len = 0;
+        self.clear();
         for length in lengths.take(self.capacity()) {
             self.wire_lens[self.len] = length;
             self.len += 1;
         }
+    }
+
+    /// Says what header came with frame `i`. One that does not go with the frame makes it malformed.
+    ///
+    /// # Panics
+    /// If there is no frame `i`.
+    pub fn set_header(&mut self, i: usize, header: [u8; VNET_HEADER_BYTES]) {
+        match Work::new(header, self.frame(i)) {
+            Ok(work) if work.is_done() => {}
+            Ok(work) => {
+                self.work[i] = work;
+                self.unfinished.insert(i);
+            }
+            Err(BadHeader) => self.malformed.insert(i),
+        }
+    }
+
+    /// The frames that are not finished: to be summed or cut before they go to a port that cannot do it.
+    pub fn unfinished(&self) -> FrameSet {
+        self.unfinished
+    }
+
+    /// What is to be done to frame `i`.
+    pub fn work(&self, i: usize) -> Work {
+        if self.unfinished.contains(i) {
+            self.work[i]
+        } else {
+            Work::default()
+        }
+    }
+
+    /// True if frame `i` came with a header that does not go with it.
+    pub fn is_malformed(&self, i: usize) -> bool {
+        self.malformed.contains(i)
+    }
+
+    /// Adds finished frame `n` of those that come of a frame with work to be done; false if the batch is full.
+    ///
+    /// # Panics
+    /// If there is no frame `n`, or buffers are too small for what comes of the frame.
+    pub fn push_finished(&mut self, frame: &[u8], work: Work, n: usize) -> bool {
+        if self.len == self.capacity() {
+            return false;
+        }
+        let length = work.write(frame, n, self.buffer_mut(self.len));
+        self.wire_lens[self.len] = length;
+        self.len += 1;
+        true
     }
 
     /// Adds a copy of a frame; false if the batch is full. A frame longer than a buffer is kept as a cut one.

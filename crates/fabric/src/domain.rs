@@ -203,7 +203,13 @@ impl Domain {
         let Ok(frame) = Frame::new(bytes) else {
             return Err(DropReason::Runt);
         };
-        if bytes.len() > self.mtu + HEADER_BYTES && frame.payload_len() > self.mtu {
+        if batch.is_malformed(i) {
+            return Err(DropReason::Malformed);
+        }
+        // Of a frame that is to be cut, the longest segment counts.
+        let longest = batch.work(i).longest_segment(bytes.len());
+        let behind_headers = frame.payload_len() - (bytes.len() - longest);
+        if longest > self.mtu + HEADER_BYTES && behind_headers > self.mtu {
             return Err(DropReason::Giant);
         }
         Ok(frame)

@@ -22,6 +22,7 @@ pub mod filter;
 pub mod frame;
 pub mod frames;
 pub mod mac;
+pub mod offload;
 pub mod plan;
 pub mod port;
 

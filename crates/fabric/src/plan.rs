@@ -12,6 +12,8 @@ pub enum DropReason {
     Runt,
     /// Longer than the domain's MTU allows.
     Giant,
+    /// What its port says is left undone on it cannot be done.
+    Malformed,
     /// The destination is behind the port the frame came from.
     SamePort,
     /// The port it came from, or should go to, is no longer attached.
@@ -30,9 +32,10 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of [`DropReason::index`].
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Runt,
         Self::Giant,
+        Self::Malformed,
         Self::SamePort,
         Self::Detached,
         Self::QueueFull,
@@ -55,6 +58,7 @@ impl DropReason {
         match self {
             Self::Runt => "runt",
             Self::Giant => "giant",
+            Self::Malformed => "malformed",
             Self::SamePort => "same-port",
             Self::Detached => "detached",
             Self::QueueFull => "queue-full",

@@ -35,6 +35,20 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         domain: Option<DomainName>,
     },
+    /// Attaches something to a domain that does not come by itself. Reply: [`Reply::Ports`], the one new port.
+    PortAdd {
+        /// The domain.
+        domain: DomainName,
+        /// What is to be attached.
+        port: PortSpec,
+    },
+    /// Ends a port, whatever it is. Reply: [`Reply::Done`].
+    PortRm {
+        /// The domain.
+        domain: DomainName,
+        /// The port's number.
+        id: u32,
+    },
     /// One domain. Reply: [`Reply::Domain`].
     DomainShow {
         /// The domain.
@@ -149,6 +163,17 @@ impl DomainSpec {
             vde: VdeAccess::default(),
         }
     }
+}
+
+/// A port that is made by request.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum PortSpec {
+    /// A tap device that exists and that the daemon's user may attach.
+    Tap {
+        /// Its name.
+        interface: String,
+    },
 }
 
 /// Who may attach to a domain over VDE: the permissions of its VDE directory.

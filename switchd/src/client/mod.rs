@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use proto::DomainName;
-use proto::ctl::{DomainSpec, Reply, Request, VdeAccess};
+use proto::ctl::{DomainSpec, PortSpec, Reply, Request, VdeAccess};
 use serde::Serialize;
 
 use crate::cli::{Command, DomainCommand, FdbArguments, PortCommand};
@@ -70,6 +70,17 @@ pub(crate) fn run(directory: &Path, command: Command) -> anyhow::Result<()> {
                 Reply::Ports(rows) => print(&report::ports(&rows)),
                 other => unexpected(&other),
             }
+        }
+        Command::Port(PortCommand::Add { domain, tap, json }) => {
+            let port = PortSpec::Tap { interface: tap };
+            match connection.ask(&Request::PortAdd { domain, port })? {
+                Reply::Ports(rows) if json => print_json(&rows),
+                Reply::Ports(_) => Ok(()),
+                other => unexpected(&other),
+            }
+        }
+        Command::Port(PortCommand::Rm { domain, id }) => {
+            connection.ask(&Request::PortRm { domain, id }).map(drop)
         }
         Command::Fdb(arguments) => fdb(&mut connection, arguments),
         Command::Stats { watch, json } => stats(&mut connection, watch, json),

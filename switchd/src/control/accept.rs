@@ -143,7 +143,7 @@ async fn become_port(
     match attach(registry, domain, stream, id, client).await {
         Ok(gone) => Ok(LivePort {
             id,
-            peer: client.peer,
+            peer: Some(client.peer),
             gone,
         }),
         Err(refusal) => {
@@ -217,7 +217,8 @@ fn is_dump(request: &Request) -> bool {
 /// A port as the control side sees it.
 pub(super) struct LivePort {
     pub(super) id: PortId,
-    pub(super) peer: Peer,
+    /// The process whose end is the port's; a device has none.
+    pub(super) peer: Option<Peer>,
     /// Ends with the port's link.
     pub(super) gone: oneshot::Receiver<Infallible>,
 }
@@ -232,8 +233,11 @@ impl LivePort {
     ) {
         let Self { id, peer, gone } = self;
         let name = &domain.spec.domain;
-        tracing::debug!("domain {name}: port {id} attached by pid {}", peer.pid);
+        tracing::debug!("domain {name}: port {id} attached");
         let ended = async {
+            let Some(peer) = peer else {
+                return std::future::pending().await;
+            };
             if let Err(error) = peer::ended(peer).await {
                 tracing::warn!("domain {name}: cannot watch pid {}: {error}", peer.pid);
                 std::future::pending().await
@@ -242,7 +246,7 @@ impl LivePort {
         let why = tokio::select! {
             () = hung_up => "hung up",
             () = ended => "its process has ended",
-            _ = gone => "its data socket is closed",
+            _ = gone => "its socket or device is closed",
         };
         tracing::debug!("domain {name}: port {id} has left: {why}");
         registry.detach(domain, id).await;

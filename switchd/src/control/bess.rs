@@ -70,7 +70,11 @@ async fn become_port(
         alive,
     };
     match registry.attach(domain, port).await {
-        Ok(()) => Ok(LivePort { id, peer, gone }),
+        Ok(()) => Ok(LivePort {
+            id,
+            peer: Some(peer),
+            gone,
+        }),
         Err(error) => {
             domain.release(id);
             Err(error.into())

@@ -15,4 +15,5 @@ pub(crate) mod recorder;
 pub(crate) mod registry;
 pub(crate) mod server;
 pub(crate) mod sink;
+pub(crate) mod tap;
 pub(crate) mod vde;

@@ -12,13 +12,13 @@ use std::time::Instant;
 
 use fabric::{MacAddr, PortId};
 use proto::DomainName;
-use proto::ctl::{Daemon, DomainSpec, Error, ErrorCode};
+use proto::ctl::{Daemon, DomainSpec, Error, ErrorCode, PortSpec};
 use tokio::sync::{Notify, oneshot};
 
 use super::domain::{Domain, Sockets, clear_directory, remove_if_there, settings};
 use super::handshake::Refusal;
 use super::listeners::Listeners;
-use super::vde;
+use super::{tap, vde};
 use crate::datapath::capture::{Feed, FeedId};
 use crate::datapath::{Command, DomainId, Handle, NewPort, Snapshot};
 
@@ -218,6 +218,32 @@ impl Registry {
             })
             .await;
         answer.unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::NotFound)))
+    }
+
+    /// Attaches what does not come by itself.
+    pub(crate) async fn add_port(
+        self: &Arc<Self>,
+        domain: &Arc<Domain>,
+        spec: &PortSpec,
+    ) -> Result<PortId, Error> {
+        match spec {
+            PortSpec::Tap { interface } => tap::add(self, domain, interface).await,
+        }
+    }
+
+    /// Ends a port; the task that watches it does the rest.
+    pub(crate) async fn end_port(&self, domain: &Domain, id: PortId) -> Result<(), Error> {
+        let snapshot = self.snapshot(domain).await;
+        if !snapshot.is_some_and(|snapshot| snapshot.ports.iter().any(|port| port.id == id)) {
+            return Err(Error {
+                code: ErrorCode::NotFound,
+                message: format!("there is no port {id} in domain {}", domain.spec.domain),
+            });
+        }
+        let _ = self
+            .ask(domain, |done| Command::Detach(domain.id, id, done))
+            .await;
+        Ok(())
     }
 
     /// Takes a port away once what it has sent is forwarded, and frees its number.

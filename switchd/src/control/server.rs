@@ -148,6 +148,19 @@ impl Client {
                 Ok(Reply::Domains(rows))
             }
             Request::DomainShow { domain } => row(&registry, &*registry.find(&domain)?).await,
+            Request::PortAdd { domain, port } => {
+                let domain = registry.find(&domain)?;
+                let id = registry.add_port(&domain, &port).await?;
+                let Reply::Ports(mut rows) = self.ports(Some(domain.spec.domain.clone())).await? else {
+                    unreachable!("the listing of ports")
+                };
+                rows.retain(|row| row.id == id.0);
+                Ok(Reply::Ports(rows))
+            }
+            Request::PortRm { domain, id } => registry
+                .end_port(&*registry.find(&domain)?, PortId(id))
+                .await
+                .map(|()| Reply::Done),
             Request::PortLs { domain } => self.ports(domain).await,
             Request::Fdb { domain } => {
                 let stations = registry.stations(&*registry.find(&domain)?).await;

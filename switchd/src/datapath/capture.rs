@@ -422,6 +422,7 @@ const fn comment(reason: DropReason) -> &'static str {
     match reason {
         DropReason::Runt => "dropped: runt",
         DropReason::Giant => "dropped: giant",
+        DropReason::Malformed => "dropped: malformed",
         DropReason::SamePort => "dropped: same-port",
         DropReason::Detached => "dropped: detached",
         DropReason::QueueFull => "dropped: queue-full",

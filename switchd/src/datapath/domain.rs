@@ -8,8 +8,8 @@ use netio::poll::{Interest, Poller};
 use tokio::sync::oneshot;
 
 use super::capture::{Feed, FeedId};
-use super::flow::{Admission, Egress, LONGEST_HOLD};
-use super::port::{Counters, Parcel, Port, Rx, Tx};
+use super::flow::{Admission, Egress, LONGEST_HOLD, Verdict};
+use super::port::{Counters, Parcel, Port, Rest, Rx, Tx};
 use super::worker::{Context, Slot, token};
 use super::{NewPort, PortSnapshot, Snapshot};
 
@@ -45,7 +45,8 @@ impl Domain {
             return;
         };
         port.queued = false;
-        let mut parcel = context.pool.take(self.fabric.longest_frame(), context.now);
+        let frame_bytes = port.link.frame_bytes(self.fabric.longest_frame());
+        let mut parcel = context.pool.take(frame_bytes, context.now);
         let rx = port.link.rx(&mut parcel.batch);
         port.readable = matches!(rx, Rx::More);
         port.count_rx(&parcel.batch);
@@ -65,7 +66,7 @@ impl Domain {
                 continue;
             }
             let kept = self.send(&parcel.batch, frames, ingress, egress, context);
-            if !kept.is_empty() {
+            if !kept.frames.is_empty() {
                 parcel.owed.push((egress, kept));
             }
         }
@@ -104,17 +105,17 @@ impl Domain {
         ingress: PortId,
         egress: PortId,
         context: &mut Context,
-    ) -> FrameSet {
+    ) -> Rest {
         let Some(port) = self.port_mut(egress) else {
-            return FrameSet::EMPTY;
+            return Rest::NONE;
         };
         let rest = match port.egress.admit(context.now) {
             Admission::Bypass => return self.discard(batch, frames, egress, DropReason::Bypassed, context),
-            Admission::Wait => frames,
-            Admission::Send => match self.tx(batch, frames, egress, context) {
-                Tx::Done => return FrameSet::EMPTY,
+            Admission::Wait => Rest::whole(frames),
+            Admission::Send => match self.tx(batch, Rest::whole(frames), egress, context) {
+                Tx::Done => return Rest::NONE,
                 Tx::Full(rest) if context.hold.is_zero() => {
-                    return self.discard(batch, rest, egress, DropReason::QueueFull, context);
+                    return self.discard(batch, rest.frames, egress, DropReason::QueueFull, context);
                 }
                 Tx::Full(rest) => rest,
                 Tx::Closed(rest) => {
@@ -124,7 +125,7 @@ impl Domain {
             },
         };
         let Some(port) = self.port_mut(egress) else {
-            return FrameSet::EMPTY;
+            return Rest::NONE;
         };
         port.egress.refused(ingress, context.now);
         if !context.full.contains(&(self.slot, egress)) {
@@ -135,11 +136,12 @@ impl Domain {
     }
 
     /// Sends frames to a port at once.
-    fn tx(&mut self, batch: &Batch, frames: FrameSet, egress: PortId, context: &mut Context) -> Tx {
+    fn tx(&mut self, batch: &Batch, rest: Rest, egress: PortId, context: &mut Context) -> Tx {
+        let longest_frame = self.fabric.longest_frame();
         let Some(port) = self.ports.get_mut(egress.index()).and_then(Option::as_mut) else {
             return Tx::Done;
         };
-        let tx = port.tx(batch, frames);
+        let tx = port.tx(batch, rest, longest_frame);
         if !self.feeds.is_empty() && !port.faults.is_empty() {
             let faults = std::mem::take(&mut port.faults);
             for feed in &mut self.feeds {
@@ -159,14 +161,14 @@ impl Domain {
         egress: PortId,
         reason: DropReason,
         context: &mut Context,
-    ) -> FrameSet {
+    ) -> Rest {
         if let Some(port) = self.port_mut(egress) {
             port.discard(frames, reason);
         }
         for feed in &mut self.feeds {
             context.unsent |= feed.lost(batch, frames, reason, egress, &self.ports);
         }
-        FrameSet::EMPTY
+        Rest::NONE
     }
 
     /// Ends a step with a parcel: back to the pool if nobody is owed any of it, else its ingress port keeps it.
@@ -216,18 +218,18 @@ impl Domain {
             };
             let owed = parcel.owed.iter().position(|&(port, _)| port == egress);
             let owed = owed.expect("a port waits only for what it keeps");
-            let frames = parcel.owed[owed].1;
-            let tx = self.tx(&parcel.batch, frames, egress, context);
+            let (_, owing) = parcel.owed[owed];
+            let tx = self.tx(&parcel.batch, owing, egress, context);
             if let Tx::Full(rest) = tx {
                 let Some(port) = self.port_mut(egress) else { return };
-                port.egress.took(frames.len() - rest.len());
+                port.egress.took(owing.less(rest));
                 port.egress.waiting.rotate_left(1);
                 parcel.owed[owed].1 = rest;
                 self.settle(ingress, parcel, context);
                 return;
             }
             if let Some(port) = self.port_mut(egress) {
-                port.egress.took(frames.len());
+                port.egress.took(owing.frames.len());
                 port.egress.waiting.pop_front();
             }
             if let Tx::Closed(rest) = tx {
@@ -243,27 +245,17 @@ impl Domain {
         self.watch_room(egress, &context.poller);
     }
 
-    /// When [`Domain::check`] is due for a port that others wait for: at the end of its hold time, or when one of them
-    /// has waited as long as any port may.
+    /// When [`Domain::check`] is due for a port that others wait for.
     pub(super) fn deadline(&self, id: PortId, hold: Duration) -> Option<Instant> {
-        let port = |id: PortId| self.ports.get(id.index())?.as_ref();
-        let egress = &port(id)?.egress;
-        let held = egress
-            .waiting
-            .iter()
-            .filter_map(|&ingress| port(ingress)?.held.as_ref());
-        let latest = held.map(|parcel| parcel.since + LONGEST_HOLD);
-        egress.deadline(hold).into_iter().chain(latest).min()
+        self.ports.get(id.index())?.as_ref()?.egress.deadline(hold)
     }
 
     /// Ends waits for a port that have lasted too long; false once nobody waits any more.
     pub(super) fn check(&mut self, egress: PortId, context: &mut Context) -> bool {
-        let due = |port: &Port| {
-            port.egress
-                .deadline(context.hold)
-                .is_some_and(|due| due <= context.now)
-        };
-        if self.port_mut(egress).is_some_and(|port| due(port)) {
+        if self
+            .deadline(egress, context.hold)
+            .is_some_and(|due| due <= context.now)
+        {
             // A Unix socket is reported writable only once three quarters of its buffer are free (unix_writable() of
             // Linux). A port that reads slowly has room long before that.
             self.serve_waiting(egress, context);
@@ -271,16 +263,16 @@ impl Domain {
         let Some(port) = self.port_mut(egress) else {
             return false;
         };
-        if port.egress.check(context.now, context.hold) {
-            self.give_up(egress, DropReason::QueueFull, |_| true, context);
-        } else {
-            let now = context.now;
-            self.give_up(
-                egress,
-                DropReason::QueueFull,
-                |parcel| now >= parcel.since + LONGEST_HOLD,
-                context,
-            );
+        match port.egress.check(context.now, context.hold) {
+            Verdict::Open => return false,
+            Verdict::Early => return true,
+            Verdict::Stuck => self.give_up(egress, DropReason::QueueFull, |_| true, context),
+            Verdict::Slow => {
+                // Whoever would be held too long by the end of another hold time is let go now.
+                let end = context.now + context.hold;
+                let too_long = |parcel: &Parcel| end > parcel.since + LONGEST_HOLD;
+                self.give_up(egress, DropReason::QueueFull, too_long, context);
+            }
         }
         self.port_mut(egress).is_some_and(|port| port.egress.is_full())
     }
@@ -305,10 +297,10 @@ impl Domain {
             };
             if which(&parcel) {
                 let owed = parcel.owed.iter().position(|&(port, _)| port == egress);
-                let (_, frames) = parcel
+                let (_, rest) = parcel
                     .owed
                     .swap_remove(owed.expect("a port waits only for what it keeps"));
-                self.discard(&parcel.batch, frames, egress, reason, context);
+                self.discard(&parcel.batch, rest.frames, egress, reason, context);
             } else if let Some(port) = self.port_mut(egress) {
                 port.egress.waiting.push_back(ingress);
             }
@@ -373,6 +365,7 @@ impl Domain {
             queued: false,
             armed: false,
             faults: Vec::new(),
+            finisher: None,
             closing: None,
             _alive: alive,
         });
@@ -398,8 +391,8 @@ impl Domain {
             return;
         };
         if let Some(parcel) = port.held.take() {
-            for &(egress, frames) in &parcel.owed {
-                self.discard(&parcel.batch, frames, egress, DropReason::Detached, context);
+            for &(egress, rest) in &parcel.owed {
+                self.discard(&parcel.batch, rest.frames, egress, DropReason::Detached, context);
                 if let Some(other) = self.port_mut(egress) {
                     other.egress.waiting.retain(|&ingress| ingress != id);
                     if other.egress.waiting.is_empty() {

@@ -130,26 +130,39 @@ impl Egress {
         }
     }
 
-    /// Ends a hold time: true if the port is now stuck and whoever waits for it must be let go.
-    pub(crate) fn check(&mut self, now: Instant, hold: Duration) -> bool {
+    /// Looks whether a hold time is over, and what it has shown.
+    pub(crate) fn check(&mut self, now: Instant, hold: Duration) -> Verdict {
         let State::Full { since, taken } = self.state else {
-            return false;
+            return Verdict::Open;
         };
         if now < since + hold {
-            return false;
+            return Verdict::Early;
         }
         if taken >= LEAST_TAKEN {
             self.state = State::Full { since: now, taken: 0 };
             self.bypass_factor = 1;
-            return false;
+            return Verdict::Slow;
         }
         self.state = State::Stuck {
             until: now + hold * self.bypass_factor,
             writable: false,
         };
         self.bypass_factor = (self.bypass_factor * 2).min(LONGEST_BYPASS_FACTOR);
-        true
+        Verdict::Stuck
     }
+}
+
+/// What [`Egress::check`] has found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// Nobody waits.
+    Open,
+    /// The hold time is not over.
+    Early,
+    /// It is over; the port takes frames, if not fast, and has another one.
+    Slow,
+    /// It is over, and the port has hardly taken a frame: whoever waits is to be let go.
+    Stuck,
 }
 
 #[cfg(test)]
@@ -164,8 +177,9 @@ mod tests {
         let mut egress = Egress::new();
         egress.refused(PortId(1), start);
         assert_eq!(egress.admit(start), Admission::Wait);
-        assert!(!egress.check(start + HOLD / 2, HOLD));
-        assert!(egress.check(start + HOLD, HOLD));
+        assert_eq!(egress.check(start + HOLD / 2, HOLD), Verdict::Early);
+        assert_eq!(egress.check(start + HOLD, HOLD), Verdict::Stuck);
+        assert_eq!(egress.check(start + HOLD * 2, HOLD), Verdict::Open);
         assert_eq!(egress.admit(start + HOLD * 50), Admission::Bypass);
         egress.writable();
         assert_eq!(egress.admit(start + HOLD * 50), Admission::Send);
@@ -179,11 +193,11 @@ mod tests {
         for _ in 0..100 {
             egress.took(64);
             now += HOLD;
-            assert!(!egress.check(now, HOLD));
+            assert_eq!(egress.check(now, HOLD), Verdict::Slow);
         }
         egress.took(63);
         now += HOLD;
-        assert!(egress.check(now, HOLD));
+        assert_eq!(egress.check(now, HOLD), Verdict::Stuck);
     }
 
     #[test]
@@ -198,7 +212,7 @@ mod tests {
                     egress.refused(PortId(1), now);
                     now += HOLD;
                     held += HOLD;
-                    assert!(egress.check(now, HOLD));
+                    assert_eq!(egress.check(now, HOLD), Verdict::Stuck);
                     egress.writable();
                 }
                 Admission::Bypass => now += HOLD / 4,

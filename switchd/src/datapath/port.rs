@@ -36,12 +36,39 @@ pub(crate) enum Rx {
     Closed,
 }
 
+/// Frames that are yet to go out.
+#[derive(Clone, Copy)]
+pub(crate) struct Rest {
+    pub(crate) frames: FrameSet,
+    /// Segments of the first of them that have gone out already.
+    segment: usize,
+}
+
+impl Rest {
+    pub(crate) const NONE: Self = Self::whole(FrameSet::EMPTY);
+
+    /// Frames of which nothing has gone out.
+    pub(crate) const fn whole(frames: FrameSet) -> Self {
+        Self { frames, segment: 0 }
+    }
+
+    /// How many frames, or segments of one, less than this another rest is.
+    pub(crate) fn less(self, other: Self) -> usize {
+        let frames = self.frames.len() - other.frames.len();
+        if frames == 0 {
+            other.segment - self.segment
+        } else {
+            frames
+        }
+    }
+}
+
 /// How sending went: what is left of the frames, if the port is full or gone.
 pub(crate) enum Tx {
     /// All went out or were dropped for a counted reason.
     Done,
     /// The port's queue is full.
-    Full(FrameSet),
+    Full(Rest),
     /// The other end is gone.
     Closed(FrameSet),
 }
@@ -64,6 +91,22 @@ impl Link {
             Self::Uml(link) | Self::Vde(link) | Self::Dump(link) => link.fds(),
             Self::Bess(link) => (link.fd(), None),
             Self::Tap(link) => (link.fd(), None),
+        }
+    }
+
+    /// True if frames may go out there with their checksum or their cutting left undone.
+    fn finishes(&self) -> bool {
+        match self {
+            Self::Uml(_) | Self::Vde(_) | Self::Bess(_) => false,
+            Self::Tap(link) => link.finishes(),
+        }
+    }
+
+    /// Bytes a receive buffer needs in a domain whose own frames need so many.
+    pub(crate) fn frame_bytes(&self, longest_frame: usize) -> usize {
+        match self {
+            Self::Uml(_) | Self::Vde(_) | Self::Bess(_) => longest_frame,
+            Self::Tap(link) => link.frame_bytes(longest_frame),
         }
     }
 
@@ -136,7 +179,7 @@ impl Identity {
 pub(crate) struct Parcel {
     pub(crate) batch: Batch,
     /// What each of those ports is still to get.
-    pub(crate) owed: Vec<(PortId, FrameSet)>,
+    pub(crate) owed: Vec<(PortId, Rest)>,
     /// When it was received.
     pub(crate) since: Instant,
 }
@@ -159,6 +202,8 @@ pub(crate) struct Port {
     pub(crate) armed: bool,
     /// Frames of the last batch sent that were dropped because of what they are.
     pub(crate) faults: Vec<(FrameSet, DropReason)>,
+    /// Where frames are finished that go out here; made when the first such frame does.
+    pub(crate) finisher: Option<Box<Batch>>,
     /// It is to go once it is drained, and whoever waits for that is told.
     pub(crate) closing: Option<oneshot::Sender<()>>,
     /// Dropped with the port, which its control task notices.
@@ -178,19 +223,23 @@ impl Port {
         FrameSet::EMPTY
     }
 
-    /// Sends frames: the only way out of the fabric.
-    pub(crate) fn tx(&mut self, batch: &Batch, mut frames: FrameSet) -> Tx {
+    /// Sends frames: the only way out of the fabric. `frame_bytes` is the length of the domain's longest frame.
+    pub(crate) fn tx(&mut self, batch: &Batch, rest: Rest, frame_bytes: usize) -> Tx {
         self.faults.clear();
+        if !self.link.finishes() && !(rest.frames & batch.unfinished()).is_empty() {
+            return self.tx_finished(batch, rest, frame_bytes);
+        }
+        let mut frames = rest.frames;
         while !frames.is_empty() {
             match self.link.send(batch, frames) {
                 Ok(sent) => {
                     let rest = frames.skip(sent);
-                    self.counters.tx_frames += sent as u64;
-                    let bytes = frames.without(rest).iter().map(|i| batch.frame(i).len() as u64);
-                    self.counters.tx_bytes += bytes.sum::<u64>();
+                    self.count_tx(batch, frames.without(rest));
                     frames = rest;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Tx::Full(frames),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Tx::Full(Rest::whole(frames));
+                }
                 Err(error) if is_final(&error) => return Tx::Closed(frames),
                 Err(error) => {
                     let rest = frames.skip(1);
@@ -202,6 +251,71 @@ impl Port {
             }
         }
         Tx::Done
+    }
+
+    fn count_tx(&mut self, batch: &Batch, frames: FrameSet) {
+        self.counters.tx_frames += frames.len() as u64;
+        self.counters.tx_bytes += frames.iter().map(|i| batch.frame(i).len() as u64).sum::<u64>();
+    }
+
+    /// Sends frames some of which are not finished, to a link that cannot finish them.
+    fn tx_finished(&mut self, batch: &Batch, mut rest: Rest, frame_bytes: usize) -> Tx {
+        let mut finished = self
+            .finisher
+            .take()
+            .unwrap_or_else(|| Box::new(Batch::new(frame_bytes, fabric::BATCH_FRAMES)));
+        let mut tx = Tx::Done;
+        while !rest.frames.is_empty() {
+            // Where the finished frames come from: what is left from each of them on.
+            let mut origins = [rest; fabric::BATCH_FRAMES + 1];
+            finished.clear();
+            while let Some(index) = rest.frames.iter().next() {
+                let (frame, work) = (batch.frame(index), batch.work(index));
+                if !finished.push_finished(frame, work, rest.segment) {
+                    break;
+                }
+                rest.segment += 1;
+                if rest.segment == work.count(frame.len()) {
+                    rest = Rest::whole(rest.frames.skip(1));
+                }
+                origins[finished.len()] = rest;
+            }
+            match self.send_all(&finished) {
+                (_, None) => {}
+                (sent, Some(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tx = Tx::Full(origins[sent]);
+                    break;
+                }
+                (sent, Some(_)) => {
+                    tx = Tx::Closed(origins[sent].frames);
+                    break;
+                }
+            }
+        }
+        self.finisher = Some(finished);
+        tx
+    }
+
+    /// Sends a batch as far as the link takes it: how many of its frames are done with, and what stopped it.
+    fn send_all(&mut self, batch: &Batch) -> (usize, Option<io::Error>) {
+        let mut frames = batch.all();
+        while !frames.is_empty() {
+            match self.link.send(batch, frames) {
+                Ok(sent) => {
+                    let rest = frames.skip(sent);
+                    self.count_tx(batch, frames.without(rest));
+                    frames = rest;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock || is_final(&error) => {
+                    return (batch.len() - frames.len(), Some(error));
+                }
+                Err(error) => {
+                    self.counters.drops.add(frame_fault(&error), 1);
+                    frames = frames.skip(1);
+                }
+            }
+        }
+        (batch.len(), None)
     }
 }
 
