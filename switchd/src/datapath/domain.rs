@@ -84,10 +84,10 @@ impl Domain {
             if id == ingress {
                 continue;
             }
-            match self.tx(batch, frames, id, context) {
+            match self.tx(batch, Rest::whole(frames), id, context) {
                 Tx::Done => {}
                 Tx::Full(rest) => {
-                    self.discard(batch, rest, id, DropReason::QueueFull, context);
+                    self.discard(batch, rest.frames, id, DropReason::QueueFull, context);
                 }
                 Tx::Closed(rest) => {
                     context.dead.push((self.slot, id));

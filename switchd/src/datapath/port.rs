@@ -97,7 +97,7 @@ impl Link {
     /// True if frames may go out there with their checksum or their cutting left undone.
     fn finishes(&self) -> bool {
         match self {
-            Self::Uml(_) | Self::Vde(_) | Self::Bess(_) => false,
+            Self::Uml(_) | Self::Vde(_) | Self::Dump(_) | Self::Bess(_) => false,
             Self::Tap(link) => link.finishes(),
         }
     }
@@ -105,7 +105,7 @@ impl Link {
     /// Bytes a receive buffer needs in a domain whose own frames need so many.
     pub(crate) fn frame_bytes(&self, longest_frame: usize) -> usize {
         match self {
-            Self::Uml(_) | Self::Vde(_) | Self::Bess(_) => longest_frame,
+            Self::Uml(_) | Self::Vde(_) | Self::Dump(_) | Self::Bess(_) => longest_frame,
             Self::Tap(link) => link.frame_bytes(longest_frame),
         }
     }
