@@ -291,8 +291,8 @@ pub fn text(bytes: &[u8]) -> String {
 
 const POLL: Duration = Duration::from_millis(20);
 const PROGRAMS: [&str; 3] = ["vstart", "hubbub-init", "switchd"];
-const COMMANDS: [&str; 7] = [
-    "vconfig", "vconnect", "vcrash", "vdump", "vhalt", "vlist", "vstart",
+const COMMANDS: [&str; 9] = [
+    "vcommand", "vconfig", "vconnect", "vcrash", "vdump", "vexec", "vhalt", "vlist", "vstart",
 ];
 const MAY_STAY: [&str; 7] = [
     ".netkit",

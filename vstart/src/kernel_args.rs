@@ -93,6 +93,10 @@ pub fn kernel_args(
     for (number, console) in machine.consoles.iter().enumerate() {
         args.push(format!("con{number}={}", channel(number, *console)));
     }
+    if matches!(machine.root, Root::Host { .. }) {
+        let number = agent_descriptor(machine);
+        args.push(format!("ssl0=fd:{number},fd:{number}"));
+    }
     args.push(format!("hostname={name}"));
     for (key, value) in [("modules", &machine.modules), ("hosthome", &machine.hosthome)] {
         if let Some(path) = value {
@@ -137,6 +141,15 @@ pub fn exec_file<'a>(machine: &'a Machine, dirs: &Dirs) -> Option<(PathBuf, &'a 
     let unspeakable = command.len() > LONGEST_EXEC_WORD || command.contains(['"', '\n']);
     let ours = matches!(machine.root, Root::Host { .. });
     (ours && unspeakable).then(|| (dirs.machine(&machine.name).join("exec"), command))
+}
+
+/// The kernel's descriptor of the line to the agent in the guest: the one behind those of the consoles.
+pub fn agent_descriptor(machine: &Machine) -> u32 {
+    if machine.consoles[1] == Console::None {
+        3
+    } else {
+        4
+    }
 }
 
 /// An argument as a POSIX shell reads it.
@@ -231,7 +244,7 @@ mod tests {
             line(&pc1()),
             "umid=pc1 mem=132M root=/dev/root rootfstype=hostfs rootflags=/ ro init=/usr/lib/hubbub/hubbub-init \
              uml_dir=/h/mconsole/ mconsole=notify:/h/machines/pc1/notify.sock quiet con=null ssl=null \
-             con0=fd:0,fd:1 con1=null hostname=pc1 TERM=xterm SELINUX_INIT=0"
+             con0=fd:0,fd:1 con1=null ssl0=fd:3,fd:3 hostname=pc1 TERM=xterm SELINUX_INIT=0"
         );
     }
 
@@ -258,7 +271,7 @@ mod tests {
              uml_dir=/h/mconsole/ mconsole=notify:/h/machines/pc1/notify.sock \
              eth0=daemon,6e:5f:98:37:0c:07,unix,/h/hubs/vhub_foo_A.cnct \
              eth3=daemon,MAC3,unix,/h/hubs/vhub_foo_A.cnct \
-             con=null ssl=null con0=null con1=fd:3,fd:3 hostname=pc1 \"hosthome=/home/foo\" \"mount=/a,/b\" \
+             con=null ssl=null con0=null con1=fd:3,fd:3 ssl0=fd:4,fd:4 hostname=pc1 \"hosthome=/home/foo\" \"mount=/a,/b\" \
              \"hostlab=/home/foo/lab\" \"hostwd=/tmp\" \"exec=echo 'x  y'\" TERM=xterm SELINUX_INIT=0 foo=1 bar"
                 .replace("MAC3", &machine.interfaces[1].mac(&machine.name).to_string())
         );

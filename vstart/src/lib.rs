@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod commands;
 pub mod config;
 pub mod cow;

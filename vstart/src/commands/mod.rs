@@ -17,6 +17,7 @@ mod vconfig;
 mod vconnect;
 mod vcrash;
 mod vdump;
+mod vexec;
 mod vhalt;
 mod vlist;
 mod vstart;
@@ -48,6 +49,7 @@ pub fn main() -> ExitCode {
         "vconnect" => vconnect::run(&vconnect::Options::parse_from(args)),
         "vcrash" => vcrash::run(&vcrash::Options::parse_from(args)),
         "vdump" => vdump::run(&vdump::Options::parse_from(args)),
+        "vcommand" | "vexec" => vexec::run(&vexec::Options::parse_from(args)),
         "vhalt" => vhalt::run(&vhalt::Options::parse_from(args)),
         "vlist" => vlist::run(&vlist::Options::parse_from(args)),
         _ => vstart::run(&vstart::parse(args)),
@@ -63,8 +65,8 @@ pub fn main() -> ExitCode {
 }
 
 /// All commands: each can be a link to the program, or its first argument.
-pub const NAMES: [&str; 7] = [
-    "vconfig", "vconnect", "vcrash", "vdump", "vhalt", "vlist", "vstart",
+pub const NAMES: [&str; 9] = [
+    "vcommand", "vconfig", "vconnect", "vcrash", "vdump", "vexec", "vhalt", "vlist", "vstart",
 ];
 
 fn text(arg: Option<&OsString>) -> Option<&str> {

@@ -9,6 +9,7 @@
 
 mod console;
 pub mod guard;
+mod link;
 mod run;
 mod telnet;
 mod tty;

@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::console::Console;
 use super::guard::Guard;
+use super::link::Link;
 use super::tty::Slave;
 use super::viewers::{self, Consoles};
 use super::{Event, Events, Plan};
@@ -146,10 +147,14 @@ impl Life<'_> {
                     .context("cannot set the size of a console")?;
             }
         }
-        tokio::spawn(viewers::serve(listener, consoles.clone()));
+        let link = match self.machine().root {
+            Root::Host { .. } => Some(Link::open().context("cannot make a line to the guest")?),
+            Root::Disk { .. } => None,
+        };
+        tokio::spawn(viewers::serve(listener, consoles.clone(), link.clone()));
         let _slaves = self.show(&consoles).await?;
 
-        let mut child = self.start_kernel(&args, &primary, consoles[1].as_deref())?;
+        let mut child = self.start_kernel(&args, &primary, consoles[1].as_deref(), link.as_deref())?;
         self.set_status(Status::Booting)?;
         let ends = self.attend(&mut child, &notifications).await;
         // Whatever is the reason, nothing of the kernel may go on.
@@ -318,15 +323,19 @@ impl Life<'_> {
         args: &[String],
         primary: &Console,
         secondary: Option<&Console>,
+        link: Option<&Link>,
     ) -> Result<Child> {
         let kernel = self.machine().kernel.clone();
         let terminal = || -> io::Result<Stdio> { Ok(primary.slave.fd.try_clone()?.into()) };
         let stage = Stage {
             session: false,
             parent: Some(std::process::id()),
+            // In the order in which the kernel's arguments number them.
             files: secondary
-                .map(|console| console.slave.path.clone())
+                .map(|c| &c.slave)
                 .into_iter()
+                .chain(link.map(|l| &l.slave))
+                .map(|s| s.path.clone())
                 .collect(),
         };
         let mut command = tokio::process::Command::from(stage.command(&kernel));

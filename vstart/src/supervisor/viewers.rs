@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::console::Console;
+use super::link::Link;
 use super::telnet;
 use super::tty::{self, Slave};
 
@@ -27,6 +28,11 @@ pub enum Request {
         console: usize,
         /// Rows and columns of the viewer's window, if it has one.
         window: Option<(u16, u16)>,
+    },
+    /// After the answer, both sides speak in frames of [`crate::agent`], whose channel number says nothing.
+    Run {
+        /// The command: one word is a line for the shell.
+        words: Vec<String>,
     },
     /// The viewer's window has another size.
     Resize {
@@ -48,10 +54,10 @@ pub enum Answer {
 }
 
 /// Serves viewers for ever.
-pub(crate) async fn serve(listener: UnixListener, consoles: Consoles) {
+pub(crate) async fn serve(listener: UnixListener, consoles: Consoles, link: Option<Arc<Link>>) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(welcome(stream, consoles.clone()))),
+            Ok((stream, _)) => drop(tokio::spawn(welcome(stream, consoles.clone(), link.clone()))),
             // Out of descriptors: somebody will leave.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
@@ -92,7 +98,7 @@ pub(crate) fn open_window(command: &[String]) -> io::Result<()> {
     Ok(())
 }
 
-async fn welcome(stream: UnixStream, consoles: Consoles) {
+async fn welcome(stream: UnixStream, consoles: Consoles, link: Option<Arc<Link>>) {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     let request = tokio::time::timeout(
@@ -103,6 +109,7 @@ async fn welcome(stream: UnixStream, consoles: Consoles) {
     if !matches!(request, Ok(Ok(_))) {
         return;
     }
+    let mut command = None;
     let (answer, attached) = match serde_json::from_str(&line) {
         Ok(Request::Attach { console, window }) => match consoles.get(console) {
             Some(Some(found)) => {
@@ -117,6 +124,13 @@ async fn welcome(stream: UnixStream, consoles: Consoles) {
             }
             (Answer::Done, None)
         }
+        Ok(Request::Run { words }) => match link {
+            Some(link) if link.is_ready().await => {
+                command = Some((link, words));
+                (Answer::Done, None)
+            }
+            _ => (Answer::Error("there is no agent in it".into()), None),
+        },
         Err(error) => (
             Answer::Error(format!("cannot understand the request: {error}")),
             None,
@@ -129,6 +143,8 @@ async fn welcome(stream: UnixStream, consoles: Consoles) {
     }
     if let Some(console) = attached {
         console.show(stream).await;
+    } else if let Some((link, words)) = command {
+        link.run(&words, stream).await;
     }
 }
 

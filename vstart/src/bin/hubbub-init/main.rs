@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
 mod mounts;
 mod network;
 mod power;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     let rest: Vec<&str> = args.iter().skip(1).map(String::as_str).collect();
     let result = match (name.as_deref(), rest.as_slice()) {
         (_, [session::STAGE, tty, command @ ..]) => session::become_it(tty, command),
+        (_, [agent::WORD, line]) => agent::run(line),
         (Some("poweroff" | "halt" | "shutdown"), _) => power::ask(power::Request::PowerOff),
         (Some("reboot"), _) => power::ask(power::Request::Reboot),
         _ if std::process::id() == 1 => startup::run(),

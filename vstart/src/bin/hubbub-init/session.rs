@@ -64,22 +64,32 @@ pub(crate) fn become_it(tty: &str, command: &[&str]) -> Result<()> {
         [] => program.arg("-l"),
         [text, ..] => program.args(["-c", text]),
     };
-    let term = std::env::var("TERM").unwrap_or_else(|_| "linux".into());
     let error = program
         .env_clear()
-        .envs([
-            ("HOME", "/root"),
-            ("USER", "root"),
-            ("LOGNAME", "root"),
-            ("SHELL", shell),
-            ("PATH", PATH),
-        ])
-        .env("TERM", term)
-        .current_dir(if std::path::Path::new("/root").is_dir() {
-            "/root"
-        } else {
-            "/"
-        })
+        .envs(environment(shell))
+        .current_dir(home())
         .exec();
     Err(error).with_context(|| format!("cannot run {shell}"))
+}
+
+/// The environment of everything that runs for a user.
+pub(crate) fn environment(shell: &str) -> Vec<(&'static str, String)> {
+    let term = std::env::var("TERM").unwrap_or_else(|_| "linux".into());
+    vec![
+        ("HOME", "/root".into()),
+        ("USER", "root".into()),
+        ("LOGNAME", "root".into()),
+        ("SHELL", shell.into()),
+        ("PATH", PATH.into()),
+        ("TERM", term),
+    ]
+}
+
+/// Where everything that runs for a user starts.
+pub(crate) fn home() -> &'static str {
+    if std::path::Path::new("/root").is_dir() {
+        "/root"
+    } else {
+        "/"
+    }
 }

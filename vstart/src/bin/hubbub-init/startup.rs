@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use crate::mounts::{self, report};
 use crate::power::{self, Request};
 use crate::words::Words;
-use crate::{network, session};
+use crate::{agent, network, session};
 
 /// Runs the machine. Returns only if it cannot come up.
 pub(crate) fn run() -> Result<()> {
@@ -49,6 +49,12 @@ pub(crate) fn run() -> Result<()> {
     mounts::host_directories(&words);
     mounts::power_commands();
     copy_lab(&words);
+    if words.value("ssl0").is_some_and(|channel| channel != "null") {
+        let agent = Command::new(mounts::SELF)
+            .args([agent::WORD, agent::LINE])
+            .spawn();
+        report(agent.map(drop).context("cannot start the agent"));
+    }
     tell("up");
     Machine::new(&words, commands).attend(&signals)
 }
