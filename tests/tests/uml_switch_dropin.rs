@@ -4,12 +4,14 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use proto::uml::{self, Kind, Version};
 use tempfile::TempDir;
@@ -267,14 +269,22 @@ fn the_end_of_input_on_a_terminal_ends_it() {
     both(|subject| {
         let pty = nix::pty::openpty(None, None).expect("a terminal");
         let mut command = subject.command(&subject.compat().each_ref().map(String::as_str));
+        let terminal = pty.slave.try_clone().expect("a descriptor");
         let mut process = Process::start_as_is(command.stdin(pty.slave));
         subject.wait_for_listener();
         let (a, b) = (subject.attach(), subject.attach());
         let mut master = fs::File::from(pty.master);
         // Something else is typed: no reason to end.
         master.write_all(b"hello\n").expect("a terminal");
-        assert_passes(&a, &b, 1);
+        until_true("it is read", || {
+            let mut fds = [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO).expect("a terminal") == 0
+        });
+        assert_passes(&subject.attach(), &b, 1);
+        assert_passes(&a, &b, 2);
         assert!(process.is_running());
+        // More of it, and the end right behind.
+        master.write_all(b"world\n").expect("a terminal");
         master.write_all(b"\x04").expect("a terminal");
         assert_eq!(process.wait().code(), Some(0));
         assert!(!subject.control().exists() && !subject.data().exists());
