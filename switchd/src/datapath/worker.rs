@@ -65,9 +65,6 @@ pub(super) struct Worker {
     slots: HashMap<DomainId, Slot>,
     swept: Instant,
     context: Context,
-    spin: Duration,
-    skip: u32,
-    skips: u32,
 }
 
 impl Worker {
@@ -91,18 +88,13 @@ impl Worker {
             slots: HashMap::new(),
             swept: now,
             context,
-            spin: std::env::var("SPIN_US")
-                .ok()
-                .and_then(|s| s.parse().ok())
-                .map_or(Duration::ZERO, Duration::from_micros),
-            skip: 0,
-            skips: 0,
         }
     }
 
     pub(super) fn run(mut self) {
         loop {
-            if let Err(error) = self.wait() {
+            let timeout = self.timeout();
+            if let Err(error) = self.context.poller.wait(timeout) {
                 tracing::error!("cannot wait for frames: {error}");
                 return;
             }
@@ -127,34 +119,6 @@ impl Worker {
                 return;
             }
         }
-    }
-
-    /// Waits until there is something to do.
-    fn wait(&mut self) -> std::io::Result<()> {
-        let timeout = self.timeout();
-        if !self.context.full.is_empty() && self.spin > Duration::ZERO {
-            if self.skip > 0 {
-                self.skip -= 1;
-            } else {
-                let end = Instant::now() + self.spin;
-                loop {
-                    self.context.poller.wait(Some(Duration::ZERO))?;
-                    if self.context.poller.event(0).is_some() {
-                        self.skips = 0;
-                        return Ok(());
-                    }
-                    if Instant::now() >= end {
-                        break;
-                    }
-                    for _ in 0..32 {
-                        std::hint::spin_loop();
-                    }
-                }
-                self.skips = (self.skips * 2 + 1).min(64);
-                self.skip = self.skips;
-            }
-        }
-        self.context.poller.wait(timeout)
     }
 
     /// How long to wait: not at all with ports to read, until the next deadline with ports that are waited for, else
