@@ -13,8 +13,10 @@
 //! * Open: frames are sent at once.
 //! * Full: the ingress ports in `waiting` keep their batch and are not read, so nothing is lost; they are served in
 //!   turn whenever the port takes frames again. No ingress is held longer than [`LONGEST_HOLD`].
-//! * Stuck: frames are dropped untried and counted. A port that gets stuck again soon is bypassed twice as long, so
-//!   that one which reads a frame now and then costs the others a few per cent at most.
+//! * Stuck: frames are dropped untried and counted, until the port has room again. One that gets stuck once more
+//!   without having kept up in between is bypassed for a hold time after that, then for two, four and so on: a reader
+//!   that takes a frame now and then costs the others a few per cent at most, and one that was only kept from its
+//!   processor for a moment is served again at once.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -63,7 +65,7 @@ impl Egress {
         Self {
             state: State::Open,
             waiting: VecDeque::new(),
-            bypass_factor: 1,
+            bypass_factor: 0,
         }
     }
 
@@ -108,7 +110,7 @@ impl Egress {
     pub(crate) fn served(&mut self) {
         if matches!(self.state, State::Full { .. }) {
             self.state = State::Open;
-            self.bypass_factor = 1;
+            self.bypass_factor = 0;
         }
     }
 
@@ -140,14 +142,14 @@ impl Egress {
         }
         if taken >= LEAST_TAKEN {
             self.state = State::Full { since: now, taken: 0 };
-            self.bypass_factor = 1;
+            self.bypass_factor = 0;
             return Verdict::Slow;
         }
         self.state = State::Stuck {
             until: now + hold * self.bypass_factor,
             writable: false,
         };
-        self.bypass_factor = (self.bypass_factor * 2).min(LONGEST_BYPASS_FACTOR);
+        self.bypass_factor = (self.bypass_factor * 2).clamp(1, LONGEST_BYPASS_FACTOR);
         Verdict::Stuck
     }
 }
@@ -183,6 +185,23 @@ mod tests {
         assert_eq!(egress.admit(start + HOLD * 50), Admission::Bypass);
         egress.writable();
         assert_eq!(egress.admit(start + HOLD * 50), Admission::Send);
+    }
+
+    #[test]
+    fn a_port_that_was_stuck_once_is_served_as_soon_as_it_has_room() {
+        let start = Instant::now();
+        let mut egress = Egress::new();
+        egress.refused(PortId(1), start);
+        assert_eq!(egress.check(start + HOLD, HOLD), Verdict::Stuck);
+        assert_eq!(egress.admit(start + HOLD), Admission::Bypass);
+        egress.writable();
+        assert_eq!(egress.admit(start + HOLD), Admission::Send);
+        // Stuck again at once: now it is bypassed for a hold time, room or not.
+        egress.refused(PortId(1), start + HOLD);
+        assert_eq!(egress.check(start + HOLD * 2, HOLD), Verdict::Stuck);
+        egress.writable();
+        assert_eq!(egress.admit(start + HOLD * 2), Admission::Bypass);
+        assert_eq!(egress.admit(start + HOLD * 3), Admission::Send);
     }
 
     #[test]
