@@ -32,9 +32,6 @@ pub enum ArgsError {
     /// Nobody listens for an interface.
     #[error("there is no socket for domain {0}")]
     NoSocket(DomainName),
-    /// Connections to the host need a part that is not there yet.
-    #[error("cannot connect {0} to the host: 'tap' is not available yet")]
-    Tap(String),
 }
 
 /// COMMAND_LINE_SIZE of x86 Linux, less the final NUL and what the kernel itself adds (` root=98:0 console=tty0`).
@@ -74,16 +71,19 @@ pub fn kernel_args(
     args.push(dirs.uml_dir_word());
     args.push(format!("mconsole=notify:{}", dirs.notify_socket(name).display()));
     for interface in &machine.interfaces {
-        match &interface.attachment {
-            Attachment::Domain(domain) => {
-                let socket = sockets
-                    .get(domain)
-                    .ok_or_else(|| ArgsError::NoSocket(domain.clone()))?;
-                let mac = interface.mac(name);
-                args.push(format!("{}=daemon,{mac},unix,{socket}", interface.name()));
+        let domain = interface.attachment.domain();
+        let socket = sockets
+            .get(&domain)
+            .ok_or_else(|| ArgsError::NoSocket(domain.clone()))?;
+        if let Attachment::Tap { host, guest } = &interface.attachment {
+            args.push(format!("autoconf_{}={guest}", interface.name()));
+            // There is one default route, whatever the number of interfaces that lead to the host.
+            if !args.iter().any(|arg| arg.starts_with("def_route=")) {
+                args.push(format!("def_route={host}"));
             }
-            Attachment::Tap { .. } => return Err(ArgsError::Tap(interface.name())),
         }
+        let mac = interface.mac(name);
+        args.push(format!("{}=daemon,{mac},unix,{socket}", interface.name()));
     }
     if !machine.verbose {
         args.push("quiet".into());
@@ -348,8 +348,27 @@ mod tests {
         let interfaces = vec!["0=tap,10.0.0.1,10.0.0.2".parse().unwrap()];
         assert_eq!(
             args(Machine { interfaces, ..pc1() }),
-            Err(ArgsError::Tap("eth0".into()))
+            Err(ArgsError::NoSocket("tap".parse().unwrap()))
         );
+    }
+
+    #[test]
+    fn taps_are_configured_and_there_is_one_default_route() {
+        let interfaces =
+            ["0=tap,10.0.0.1,10.0.0.2", "1=tap,10.0.0.1,10.0.0.3"].map(|text| text.parse().unwrap());
+        let machine = Machine {
+            interfaces: interfaces.to_vec(),
+            ..pc1()
+        };
+        let sockets = BTreeMap::from([("tap".parse().unwrap(), "/h/tap".to_owned())]);
+        let args = kernel_args(&machine, &dirs(), &sockets).unwrap().join(" ");
+        for word in [
+            "autoconf_eth0=10.0.0.2 def_route=10.0.0.1 eth0=daemon,",
+            "autoconf_eth1=10.0.0.3 eth1=daemon,",
+        ] {
+            assert!(args.contains(word), "{args}");
+        }
+        assert_eq!(args.matches(",unix,/h/tap").count(), 2);
     }
 
     #[test]

@@ -27,5 +27,6 @@ pub mod settings;
 pub mod stage;
 pub mod supervisor;
 pub mod switch;
+pub mod tap;
 pub mod terminal;
 pub mod windows;

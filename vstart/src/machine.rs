@@ -115,6 +115,16 @@ pub enum Attachment {
     },
 }
 
+impl Attachment {
+    /// The domain the interface is in: all taps of a user are one, called `tap`.
+    pub fn domain(&self) -> DomainName {
+        match self {
+            Self::Domain(domain) => domain.clone(),
+            Self::Tap { .. } => TAP.parse().expect("a constant name"),
+        }
+    }
+}
+
 /// The name that stands for the connection to the host.
 pub const TAP: &str = "tap";
 

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use proto::DomainName;
-use proto::ctl::{self, DomainRow, DomainSpec, Reply, Request};
+use proto::ctl::{self, DomainRow, DomainSpec, PortRow, PortSpec, Reply, Request};
 
 use crate::dirs::Dirs;
 use crate::stage::Stage;
@@ -111,6 +111,34 @@ impl Client {
     pub fn hold(&mut self, domain: &DomainName) -> Result<DomainRow> {
         match self.request(&hold_request(domain))? {
             Reply::Domain(row) => Ok(row),
+            other => Err(SwitchError::Answer(format!("{other:?}"))),
+        }
+    }
+
+    /// Makes sure a tap is a port of a domain. It stays one until the device goes.
+    ///
+    /// # Errors
+    /// When switchd refuses.
+    pub fn attach_tap(&mut self, domain: &DomainName, device: &str) -> Result<()> {
+        let ports = self.ports(&Request::PortLs {
+            domain: Some(domain.clone()),
+        })?;
+        if ports.iter().any(|port| port.kind == "tap" && port.name == device) {
+            return Ok(());
+        }
+        let port = PortSpec::Tap {
+            interface: device.to_owned(),
+        };
+        self.ports(&Request::PortAdd {
+            domain: domain.clone(),
+            port,
+        })
+        .map(drop)
+    }
+
+    fn ports(&mut self, request: &Request) -> Result<Vec<PortRow>> {
+        match self.request(request)? {
+            Reply::Ports(rows) => Ok(rows),
             other => Err(SwitchError::Answer(format!("{other:?}"))),
         }
     }

@@ -21,6 +21,7 @@ use crate::machine::{Attachment, Console, Interface, Machine, Mount};
 use crate::name::MachineName;
 use crate::supervisor::Plan;
 use crate::switch::{self, in_path, program};
+use crate::tap;
 use crate::windows::{self, Emulator};
 
 /// Start a User-Mode Linux machine
@@ -188,11 +189,12 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Options {
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let config = super::config()?;
-    let plan = plan(options, &config)?;
+    let mut plan = plan(options, &config)?;
     if options.print {
         print(&plan)?;
         return Ok(ExitCode::SUCCESS);
     }
+    make_tap(&mut plan)?;
     let this = plan.machine.consoles.contains(&Console::This);
     let follow = Follow {
         quiet: options.quiet,
@@ -202,6 +204,22 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         Outcome::Running | Outcome::Ended => Ok(ExitCode::SUCCESS),
         Outcome::Crashed(how) => bail!("machine {} has crashed: {how}", plan.machine.name),
     }
+}
+
+/// Connects the domain `tap` to the host, if the machine is in it. A tap that is there keeps its own address, and that
+/// is then the way out.
+fn make_tap(plan: &mut Plan) -> Result<()> {
+    for interface in &mut plan.machine.interfaces {
+        if let Attachment::Tap { host, .. } = &mut interface.attachment {
+            let tap = tap::make(*host)
+                .with_context(|| format!("cannot connect eth{} to the host", interface.number))?;
+            if let Some(address) = tap.host() {
+                *host = address;
+            }
+            plan.tap = Some(tap.device);
+        }
+    }
+    Ok(())
 }
 
 /// Decides everything.
@@ -248,6 +266,7 @@ fn plan(options: &Options, config: &Config) -> Result<Plan> {
         dirs,
         window,
         windows,
+        tap: None,
     })
 }
 
@@ -292,12 +311,6 @@ fn interfaces(options: &Options, config: &Config) -> Result<Vec<Interface>> {
         }
         if !seen.insert(interface.number) {
             bail!("cannot add {} twice", interface.name());
-        }
-        if matches!(interface.attachment, Attachment::Tap { .. }) {
-            bail!(
-                "cannot connect {} to the host: 'tap' is not available yet",
-                interface.name()
-            );
         }
     }
     Ok(interfaces)
@@ -416,8 +429,11 @@ fn print(plan: &Plan) -> Result<()> {
         .map_or_else(|| getuid().to_string(), |user| user.name);
     let mut sockets = BTreeMap::new();
     for interface in &machine.interfaces {
-        if let Attachment::Domain(domain) = &interface.attachment {
-            sockets.insert(domain.clone(), switch::expected_socket(&plan.dirs, &user, domain));
+        let domain = interface.attachment.domain();
+        let socket = switch::expected_socket(&plan.dirs, &user, &domain);
+        sockets.insert(domain, socket);
+        if let Attachment::Tap { host, .. } = &interface.attachment {
+            writeln!(out, "{}", quoted(tap::command(*host).into_iter()))?;
         }
     }
     if !sockets.is_empty() {

@@ -42,6 +42,9 @@ pub struct Plan {
     pub window: Option<(u16, u16)>,
     /// Commands that show a console in a window, for each console.
     pub windows: [Option<Vec<Vec<String>>>; 2],
+    /// The device that connects the domain `tap` to the host.
+    #[serde(default)]
+    pub tap: Option<String>,
 }
 
 /// What a supervisor tells vstart, one JSON line each.

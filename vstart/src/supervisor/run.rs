@@ -23,7 +23,7 @@ use super::tty::Slave;
 use super::viewers::{self, Consoles};
 use super::{Event, Events, Plan};
 use crate::kernel_args::{exec_file, kernel_args};
-use crate::machine::{self, Attachment, Machine, Root};
+use crate::machine::{self, Machine, Root, TAP};
 use crate::mconsole::{Notification, notification};
 use crate::processes::{self, Process};
 use crate::registry::{Claim, Record, Registry, Status, now};
@@ -245,10 +245,7 @@ impl Life<'_> {
             .machine()
             .interfaces
             .iter()
-            .filter_map(|interface| match &interface.attachment {
-                Attachment::Domain(domain) => Some(domain.clone()),
-                Attachment::Tap { .. } => None,
-            })
+            .map(|interface| interface.attachment.domain())
             .collect();
         if domains.is_empty() {
             return Ok(sockets);
@@ -266,6 +263,11 @@ impl Life<'_> {
                 .get("uml")
                 .with_context(|| format!("domain {domain} takes no UML machines"))?;
             sockets.insert(domain.clone(), socket.clone());
+            if let (TAP, Some(device)) = (domain.as_str(), &self.plan.tap) {
+                client
+                    .attach_tap(domain, device)
+                    .with_context(|| format!("cannot attach {device} to domain {domain}"))?;
+            }
             self.step(format!("domain {domain}"));
         }
         tokio::spawn(keep_holding(self.plan.dirs.clone(), domains, client));

@@ -1,0 +1,100 @@
+//! The tap of a machine's `--ethN=tap,...`: made by tapctl, with sudo where that is needed.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde::Deserialize;
+
+use crate::switch::program;
+
+/// Why there is no tap.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// The program is nowhere.
+    #[error("cannot find the program tapctl beside vstart or in PATH\nhint: install Hubbub as a whole")]
+    NoProgram,
+    /// Neither root nor a way to become root.
+    #[error(
+        "cannot make a tap: that needs root, and there is no sudo\nhint: docs/tapctl.md tells other ways"
+    )]
+    NoSudo,
+    /// It could not be started.
+    #[error("cannot run {}", .0.display())]
+    Run(PathBuf, #[source] std::io::Error),
+    /// It has said why.
+    #[error("tapctl did not make the tap")]
+    Refused,
+    /// It said what is not in its documentation.
+    #[error("tapctl answers what cannot be understood")]
+    Answer(#[from] serde_json::Error),
+}
+
+/// A tap that is there.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+pub struct Tap {
+    /// Its device.
+    pub device: String,
+    /// The host's address on it, with the length of the subnet.
+    pub address: Option<String>,
+}
+
+impl Tap {
+    /// The host's address, which is the guests' default route.
+    pub fn host(&self) -> Option<IpAddr> {
+        self.address.as_ref()?.split('/').next()?.parse().ok()
+    }
+}
+
+/// The command that makes the tap: tapctl, by sudo unless root asks.
+pub fn command(host: IpAddr) -> Vec<String> {
+    let path = |name: &str| program(name).map_or_else(|| name.to_owned(), |path| path.display().to_string());
+    let mut words = Vec::new();
+    if !nix::unistd::geteuid().is_root() {
+        words.extend([path("sudo"), "--".to_owned()]);
+    }
+    words.push(path("tapctl"));
+    words.extend(["up", "--json", "--addr"].map(str::to_owned));
+    words.push(host.to_string());
+    words
+}
+
+/// Makes sure the user's tap is there. If it is there already it stays as it is, and tapctl says so.
+///
+/// # Errors
+/// When tapctl cannot be run or refuses.
+pub fn make(host: IpAddr) -> Result<Tap, TapError> {
+    if program("tapctl").is_none() {
+        return Err(TapError::NoProgram);
+    }
+    if !nix::unistd::geteuid().is_root() {
+        program("sudo").ok_or(TapError::NoSudo)?;
+        eprintln!(
+            "vstart: using sudo to make the tap: a device, forwarding and firewall rules (see: tapctl ls)"
+        );
+    }
+    let words = command(host);
+    let output = Command::new(&words[0])
+        .args(&words[1..])
+        .stderr(Stdio::inherit())
+        .stdin(Stdio::inherit())
+        .output()
+        .map_err(|error| TapError::Run(PathBuf::from(&words[0]), error))?;
+    if !output.status.success() {
+        return Err(TapError::Refused);
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tapctl_prints_is_read() {
+        let text = r#"{"device":"nk_tap_r1","user":"r1","address":"10.0.0.1/24","made":true,"notes":[]}"#;
+        let tap: Tap = serde_json::from_str(text).unwrap();
+        assert_eq!(tap.device, "nk_tap_r1");
+        assert_eq!(tap.host(), "10.0.0.1".parse().ok());
+    }
+}
