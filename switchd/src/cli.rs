@@ -58,6 +58,8 @@ pub(crate) enum Command {
     Capture(CaptureArguments),
     /// Show what passes through domains, or write it to standard output
     Vdump(VdumpArguments),
+    /// Keep the last frames of a domain in memory, and save them when something has happened
+    Record(RecordArguments),
     /// Send captured frames into a domain, as a port of its own
     Replay(ReplayArguments),
     /// End the daemon
@@ -217,6 +219,45 @@ pub(crate) struct VdumpArguments {
     pub(crate) stats: bool,
     #[command(flatten)]
     pub(crate) capture: CaptureArguments,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  switchd record A --last 30s          keep the last 30 seconds, from now on
+  switchd record A --last 64M          keep the last 64 million bytes
+  switchd record A --save now.pcapng   write what just happened, and go on
+  switchd record A --stop
+  switchd record                       what is kept")]
+pub(crate) struct RecordArguments {
+    /// Name of the domain
+    pub(crate) domain: Option<DomainName>,
+    /// Begin anew, and keep so much: a time such as 30s or 15m, or a size such as 64M
+    #[arg(long, value_name = "TIME|SIZE", requires = "domain", value_parser = parse_last)]
+    pub(crate) last: Option<Last>,
+    /// Write what is kept to this file, as pcapng; '-' is standard output
+    #[arg(long, value_name = "FILE", requires = "domain", conflicts_with = "last")]
+    pub(crate) save: Option<PathBuf>,
+    /// Forget what is kept, and keep no more
+    #[arg(long, requires = "domain", conflicts_with_all = ["last", "save"])]
+    pub(crate) stop: bool,
+    /// Print JSON
+    #[arg(long, conflicts_with_all = ["last", "save", "stop"])]
+    pub(crate) json: bool,
+}
+
+/// How much is kept.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Last {
+    Time(Duration),
+    Bytes(u64),
+}
+
+fn parse_last(text: &str) -> Result<Last, String> {
+    parse_time(text)
+        .map(Last::Time)
+        .or_else(|_| parse_size(text).map(Last::Bytes))
+        .map_err(|_| format!("'{text}' is no time such as 30s and no size such as 64M"))
 }
 
 #[derive(Debug, Args)]

@@ -84,6 +84,22 @@ pub enum Request {
     Capture(CaptureSpec),
     /// Ends this connection's capture. Reply: [`Reply::Captured`].
     CaptureStop,
+    /// Keeps the last frames of a domain in memory, from now on and until [`Request::RecordStop`]; what was kept before
+    /// is forgotten. Reply: [`Reply::Done`].
+    Record(RecordSpec),
+    /// Writes what is kept of a domain into the descriptor sent with this line (`SCM_RIGHTS`), as pcapng, and goes on.
+    /// Reply: [`Reply::Captured`].
+    RecordSave {
+        /// The domain.
+        domain: DomainName,
+    },
+    /// Forgets what is kept of a domain and keeps no more. Reply: [`Reply::Done`].
+    RecordStop {
+        /// The domain.
+        domain: DomainName,
+    },
+    /// What is kept. Reply: [`Reply::Recorders`].
+    RecordLs,
     /// Ends the daemon. Reply: [`Reply::Done`].
     Shutdown,
 }
@@ -130,6 +146,20 @@ pub enum Drops {
     Also,
     /// They alone.
     Only,
+}
+
+/// How much is kept of a domain.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordSpec {
+    /// The domain.
+    pub domain: DomainName,
+    /// Frames older than so many milliseconds are forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_ms: Option<u64>,
+    /// Frames are forgotten when there are more bytes than this, the oldest first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_bytes: Option<u64>,
 }
 
 /// What a domain is made with.
@@ -294,6 +324,8 @@ pub enum Reply {
     Stats(Stats),
     /// A capture has ended.
     Captured(Captured),
+    /// What is kept of domains.
+    Recorders(Vec<RecorderRow>),
     /// The request was refused or failed; nothing was changed.
     Error(Error),
 }
@@ -410,6 +442,23 @@ pub struct Captured {
     /// Frames written.
     pub frames: u64,
     /// Frames lost to the capture because its reader was slow. They were forwarded all the same.
+    pub dropped: u64,
+}
+
+/// What is kept of a domain.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RecorderRow {
+    /// The domain.
+    pub domain: DomainName,
+    /// The limit of age, if there is one.
+    pub last_ms: Option<u64>,
+    /// The limit of size.
+    pub last_bytes: u64,
+    /// Frames kept.
+    pub frames: u64,
+    /// Bytes they take.
+    pub bytes: u64,
+    /// Frames that found no room on their way.
     pub dropped: u64,
 }
 

@@ -2,6 +2,7 @@
 
 mod capture;
 mod convert;
+mod record;
 mod replay;
 mod report;
 mod rotate;
@@ -85,6 +86,7 @@ pub(crate) fn run(directory: &Path, command: Command) -> anyhow::Result<()> {
         Command::Fdb(arguments) => fdb(&mut connection, arguments),
         Command::Stats { watch, json } => stats(&mut connection, watch, json),
         Command::Capture(arguments) => capture::run(connection, arguments),
+        Command::Record(arguments) => record::run(connection, arguments),
         Command::Replay(arguments) => replay::run(connection, arguments),
         Command::Vdump(arguments) => capture::dump(connection, arguments),
         Command::Stop => connection.ask(&Request::Shutdown).map(drop),

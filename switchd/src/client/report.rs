@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, Table, presets};
-use proto::ctl::{DomainRow, FdbRow, PortRow, Stats};
+use proto::ctl::{DomainRow, FdbRow, PortRow, RecorderRow, Stats};
 
 pub(super) fn domains(rows: &[DomainRow]) -> String {
     let mut table = table(
@@ -94,6 +94,27 @@ pub(super) fn fdb(rows: &[FdbRow]) -> String {
 }
 
 /// Counters; with those of a second ago, rates as well.
+pub(super) fn recorders(rows: &[RecorderRow]) -> String {
+    let mut table = table(
+        &["DOMAIN", "LAST", "MOST BYTES", "FRAMES", "BYTES", "DROPPED"],
+        1..6,
+    );
+    for row in rows {
+        let last = row
+            .last_ms
+            .map_or_else(|| "-".to_owned(), |ms| format!("{} s", ms.div_ceil(1000)));
+        table.add_row([
+            row.domain.to_string(),
+            last,
+            row.last_bytes.to_string(),
+            row.frames.to_string(),
+            row.bytes.to_string(),
+            row.dropped.to_string(),
+        ]);
+    }
+    text(&table)
+}
+
 pub(super) fn stats(now: &Stats, before: Option<&Stats>) -> String {
     let daemon = &now.daemon;
     let mut out = format!(

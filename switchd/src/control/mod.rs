@@ -8,6 +8,7 @@ pub(crate) mod bess;
 pub(crate) mod captures;
 pub(crate) mod compat;
 pub(crate) mod domain;
+pub(crate) mod flight;
 pub(crate) mod handshake;
 pub(crate) mod listeners;
 pub(crate) mod peer;

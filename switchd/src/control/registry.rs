@@ -16,6 +16,7 @@ use proto::ctl::{Daemon, DomainSpec, Error, ErrorCode, PortSpec};
 use tokio::sync::{Notify, oneshot};
 
 use super::domain::{Domain, Sockets, clear_directory, remove_if_there, settings};
+use super::flight::Flights;
 use super::handshake::Refusal;
 use super::listeners::Listeners;
 use super::{tap, vde};
@@ -43,6 +44,8 @@ pub(crate) struct Registry {
     workers: Vec<Handle>,
     started: Instant,
     state: Mutex<State>,
+    /// What is kept of the domains.
+    pub(crate) flights: Flights,
     /// Told whenever a domain, a port or a holder has gone.
     pub(crate) departed: Notify,
 }
@@ -65,6 +68,7 @@ impl Registry {
             workers,
             started: Instant::now(),
             state: Mutex::default(),
+            flights: Flights::default(),
             departed: Notify::new(),
         }
     }

@@ -200,6 +200,21 @@ impl Client {
                 }))
             }
             Request::Capture(spec) => self.capture(&spec),
+            Request::Record(spec) => {
+                registry.flights.start(&registry, &spec)?;
+                Ok(Reply::Done)
+            }
+            Request::RecordSave { domain } => {
+                let file = self.fds.pop_front();
+                let file =
+                    file.ok_or_else(|| invalid("saving needs the descriptor to write to".to_owned()))?;
+                registry.flights.save(&domain, file).await.map(Reply::Captured)
+            }
+            Request::RecordStop { domain } => {
+                registry.flights.stop(&registry, &domain)?;
+                Ok(Reply::Done)
+            }
+            Request::RecordLs => Ok(Reply::Recorders(registry.flights.rows())),
             Request::CaptureStop => unreachable!("taken by the caller"),
             Request::Shutdown => {
                 self.shutdown.notify_one();
