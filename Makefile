@@ -35,7 +35,7 @@ test: setup
 # switchd beside Debian's uml_switch and vde_switch, and 1,000 domains in one process; results go to bench/README.md.
 bench: setup
 	$(CARGO) build --release -p bench -p switchd -p vstart
-	target/release/hubbench --many-domains 1000 --readme bench/README.md
+	target/release/hubbench --patience 2 --many-domains 1000 --readme bench/README.md
 	target/release/guestbench --rounds 5 --readme bench/README.md
 
 # The domains become interfaces of Wireshark and tshark.

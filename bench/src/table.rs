@@ -85,6 +85,13 @@ impl Section {
             _ = writeln!(text, "{}", row_markdown(row));
         }
         _ = write!(text, "\n{}", wrong_markdown(&self.rows));
+        let noisy: u32 = self.rows.iter().map(|row| row.noisy).sum();
+        if noisy > 0 {
+            _ = writeln!(
+                text,
+                "\n{noisy} loads began while the machine had other work to do: rates and ratios are rough."
+            );
+        }
         text
     }
 }
