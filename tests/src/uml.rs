@@ -81,7 +81,7 @@ impl Home {
 
     /// A command of the user: in the home directory, with nothing from the test's own environment.
     pub fn command(&self, program: &str) -> Command {
-        let (program, words) = match COMMANDS.contains(&program) {
+        let (program, words) = match COMMANDS.contains(&program) || LAB_COMMANDS.contains(&program) {
             true => ("vstart", Some(program)),
             false => (program, None),
         };
@@ -293,6 +293,9 @@ const POLL: Duration = Duration::from_millis(20);
 const PROGRAMS: [&str; 3] = ["vstart", "hubbub-init", "switchd"];
 const COMMANDS: [&str; 9] = [
     "vcommand", "vconfig", "vconnect", "vcrash", "vdump", "vexec", "vhalt", "vlist", "vstart",
+];
+const LAB_COMMANDS: [&str; 7] = [
+    "lclean", "lcrash", "lhalt", "linfo", "lrestart", "lstart", "ltest",
 ];
 const MAY_STAY: [&str; 7] = [
     ".netkit",

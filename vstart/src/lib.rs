@@ -17,6 +17,7 @@ pub mod cow;
 pub mod dirs;
 pub mod halt;
 pub mod kernel_args;
+pub mod lab;
 pub mod launch;
 pub mod machine;
 pub mod mconsole;

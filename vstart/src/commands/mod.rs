@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::config::Config;
 use crate::dirs::Dirs;
@@ -13,6 +13,14 @@ use crate::registry::Registry;
 use crate::{stage, supervisor};
 
 mod disks;
+mod labs;
+mod lclean;
+mod lcrash;
+mod lhalt;
+mod linfo;
+mod lrestart;
+mod lstart;
+mod ltest;
 mod vconfig;
 mod vconnect;
 mod vcrash;
@@ -36,15 +44,16 @@ pub fn main() -> ExitCode {
         Some(supervisor::guard::WORD) => {
             return supervisor::guard::main(text(args.get(2)), text(args.get(3)));
         }
-        Some(word) if NAMES.contains(&word) => drop(args.remove(0)),
+        Some(word) if names().any(|name| name == word) => drop(args.remove(0)),
         _ => {}
     }
     let name = args
         .first()
         .map(|arg| Path::new(arg).file_name().unwrap_or_default().to_owned());
     let name = name.and_then(|name| name.into_string().ok()).unwrap_or_default();
-    let name = NAMES.into_iter().find(|known| *known == name).unwrap_or("vstart");
+    let name = names().find(|known| *known == name).unwrap_or("vstart");
     let result = match name {
+        name if labs::NAMES.contains(&name) => labs::run(name, args),
         "vconfig" => vconfig::run(&vconfig::Options::parse_from(args)),
         "vconnect" => vconnect::run(&vconnect::Options::parse_from(args)),
         "vcrash" => vcrash::run(&vcrash::Options::parse_from(args)),
@@ -68,6 +77,27 @@ pub fn main() -> ExitCode {
 pub const NAMES: [&str; 9] = [
     "vcommand", "vconfig", "vconnect", "vcrash", "vdump", "vexec", "vhalt", "vlist", "vstart",
 ];
+
+/// The definitions of all commands: man pages and completions are made from them.
+pub fn definitions() -> Vec<clap::Command> {
+    let mut definitions = vec![
+        vconfig::Options::command(),
+        vconnect::Options::command(),
+        vcrash::Options::command(),
+        vdump::Options::command(),
+        vexec::Options::command(),
+        vhalt::Options::command(),
+        vlist::Options::command(),
+        vstart::Options::command(),
+    ];
+    definitions.extend(labs::definitions());
+    definitions
+}
+
+/// The commands of labs as well.
+fn names() -> impl Iterator<Item = &'static str> {
+    NAMES.into_iter().chain(labs::NAMES)
+}
 
 fn text(arg: Option<&OsString>) -> Option<&str> {
     arg.and_then(|arg| arg.to_str())

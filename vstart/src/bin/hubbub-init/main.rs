@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod lab_test;
 mod mounts;
 mod network;
 mod power;

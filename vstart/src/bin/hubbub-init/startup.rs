@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use crate::mounts::{self, report};
 use crate::power::{self, Request};
 use crate::words::Words;
-use crate::{agent, network, session};
+use crate::{agent, lab_test, network, session};
 
 /// Runs the machine. Returns only if it cannot come up.
 pub(crate) fn run() -> Result<()> {
@@ -69,6 +69,8 @@ struct Machine {
     /// Touched when the start-up commands are through; lstart waits for it.
     ready_file: Option<String>,
     shutdown_scripts: Vec<String>,
+    /// What ltest wants to be run when the start-up commands are through.
+    test: Option<String>,
 }
 
 struct Console {
@@ -113,6 +115,8 @@ impl Machine {
                 "/hostlab/shared.shutdown".into(),
             ];
         }
+        let test = ready_file.as_ref().and(words.value("test"));
+        let test = test.map(|delay| lab_test::command(name, delay));
         let consoles = [(0, "/dev/tty0"), (1, "/dev/tty1")]
             .into_iter()
             .filter(|(number, _)| words.has_console(*number))
@@ -129,6 +133,7 @@ impl Machine {
             ready: false,
             ready_file,
             shutdown_scripts,
+            test,
         }
     }
 
@@ -172,6 +177,10 @@ impl Machine {
                 report(fs::write(path, "").with_context(|| format!("cannot make {path}")));
             }
             tell("ready");
+            if let Some(test) = self.test.take() {
+                self.commands.push_back(test);
+                return self.go_on();
+            }
         }
         for console in self.consoles.iter_mut().filter(|c| c.shell.is_none()) {
             console.start();
@@ -236,6 +245,12 @@ fn copy_lab(words: &Words) {
             if !copy.as_ref().is_ok_and(std::process::ExitStatus::success) {
                 eprintln!("hubbub-init: cannot copy {dir} onto /");
             }
+            // The copy gives the root directory the lab directory's mode: under a strict umask, nobody but root
+            // could go anywhere.
+            report(
+                fs::set_permissions("/", fs::Permissions::from_mode(0o755))
+                    .context("cannot open up the root directory"),
+            );
         }
     }
 }
