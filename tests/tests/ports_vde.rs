@@ -191,6 +191,14 @@ fn old_guests_attach_over_vde_too() {
 }
 
 #[test]
+fn guests_with_old_drivers_of_both_kinds_share_a_domain() {
+    let daemon = Switchd::with_domain(&["A", "--mode", "switch"]);
+    let vde = format!("eth0=vde,{}", directory(&daemon, "A"));
+    let uml = format!("eth0=daemon,,unix,{}", daemon.domain("A").sockets["uml"]);
+    let _guests = transfer(&daemon, &uml, &vde, 1500);
+}
+
+#[test]
 fn mode_and_group_are_those_asked_for() {
     let mut daemon = Switchd::prepared();
     let gid = nix::unistd::getegid();
