@@ -21,6 +21,7 @@ packages='
     sudo
     e2fsprogs
     busybox-static
+    qemu-system-x86
 '
 
 missing=
