@@ -8,6 +8,8 @@
 //!
 //! It runs for a moment, holds the journal's lock meanwhile, and starts no program but the firewall's own tools.
 
+#![forbid(unsafe_code)]
+
 mod apply;
 mod attach;
 mod cli;
