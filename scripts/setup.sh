@@ -22,6 +22,9 @@ packages='
     e2fsprogs
     busybox-static
     qemu-system-x86
+    xvfb
+    xterm
+    tmux
 '
 
 missing=

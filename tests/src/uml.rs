@@ -291,8 +291,18 @@ pub fn text(bytes: &[u8]) -> String {
 
 const POLL: Duration = Duration::from_millis(20);
 const PROGRAMS: [&str; 3] = ["vstart", "hubbub-init", "switchd"];
-const COMMANDS: [&str; 9] = [
-    "vcommand", "vconfig", "vconnect", "vcrash", "vdump", "vexec", "vhalt", "vlist", "vstart",
+const COMMANDS: [&str; 11] = [
+    "vclean",
+    "vcommand",
+    "vconfig",
+    "vconnect",
+    "vcrash",
+    "vdump",
+    "vexec",
+    "vhalt",
+    "vlist",
+    "vmconsole",
+    "vstart",
 ];
 const LAB_COMMANDS: [&str; 7] = [
     "lclean", "lcrash", "lhalt", "linfo", "lrestart", "lstart", "ltest",

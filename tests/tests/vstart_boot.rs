@@ -141,7 +141,8 @@ fn a_killed_supervisor_is_seen_and_cleared_away() {
     home.start("pc1", &["--eth0=A"]);
     kill(home.pid("pc1", "supervisor_pid"), Signal::SIGKILL).unwrap();
     home.wait_for_status("pc1", "crashed");
-    home.ok("vcrash", ["pc1"]);
+    home.ok("vclean", [] as [&str; 0]);
+    assert!(home.machine("pc1").is_null());
     home.assert_nothing_left();
 }
 
@@ -309,4 +310,45 @@ fn a_home_too_deep_is_told() {
         text(&output.stderr)
     );
     assert_eq!(fs::read_dir(&deep).unwrap().count(), 0);
+}
+
+#[test]
+fn the_kernel_obeys_its_management_console() {
+    let home = Home::new();
+    home.start("pc1", &[]);
+    assert!(home.ok("vmconsole", ["pc1", "version"]).contains("Linux pc1 "));
+    assert!(
+        home.ok("vmconsole", ["pc1", "proc", "cmdline"])
+            .contains("hostname=pc1")
+    );
+    home.ok("vmconsole", ["pc1", "stop"]);
+    home.ok("vmconsole", ["pc1", "go"]);
+    assert!(
+        home.fails(1, "vmconsole", ["pc1", "fly"])
+            .contains("the kernel answers: Unknown command")
+    );
+    let mut prompt = home
+        .command("vmconsole")
+        .arg("pc1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    prompt
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"help\n\nlog hello\nquit\n")
+        .unwrap();
+    let output = prompt.wait_with_output().unwrap();
+    assert!(
+        output.status.success() && text(&output.stdout).contains("sysrq"),
+        "{}",
+        text(&output.stdout)
+    );
+    home.ok("vclean", ["pc1"]);
+    home.wait_for_status("pc1", "ready");
+    home.ok("vmconsole", ["pc1", "halt"]);
+    wait_for("the machine to end", || home.machine("pc1").is_null());
+    home.assert_nothing_left();
 }

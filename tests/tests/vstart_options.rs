@@ -373,3 +373,62 @@ fn the_guest_reads_what_netkit_guests_read() {
     );
     home.ok("vhalt", ["pc1"]);
 }
+
+#[test]
+fn consoles_in_tmux_and_in_a_window_work() {
+    let home = Home::new();
+    // Xvfb writes the number of the display it has taken to its standard output.
+    let mut server = std::process::Command::new(tests::program::tool("Xvfb"))
+        .args(["-displayfd", "1", "-nolisten", "tcp"])
+        .env("HOME", home.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut display = String::new();
+    BufReader::new(server.stdout.take().unwrap())
+        .read_line(&mut display)
+        .unwrap();
+    let display = format!(":{}", display.trim());
+    let output = home
+        .command("vstart")
+        .args(["pc1", "--con0=tmux", "--con1=xterm", "-q"])
+        .env("DISPLAY", &display)
+        .env("TMUX_TMPDIR", home.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let viewers = || {
+        home.processes()
+            .iter()
+            .filter(|(_, line)| line.contains("vconnect pc1"))
+            .count()
+    };
+    // tmux runs its viewer as it is; xterm stays the parent of the other.
+    wait_for("both viewers", || viewers() >= 3);
+    let tmux = |args: &[&str]| {
+        let tool = tests::program::tool("tmux");
+        let output = std::process::Command::new(tool)
+            .args(args)
+            .env("TMUX_TMPDIR", home.path())
+            .output()
+            .unwrap();
+        text(&output.stdout)
+    };
+    home.wait_for_status("pc1", "ready");
+    tmux(&["send-keys", "-t", "pc1", "echo $((6*7))-in-tmux", "Enter"]);
+    wait_for("the answer in tmux", || {
+        tmux(&["capture-pane", "-p", "-t", "pc1"]).contains("42-in-tmux")
+    });
+    home.ok("vhalt", ["pc1"]);
+    wait_for("both viewers to end", || viewers() == 0);
+    wait_for("the session to end", || !tmux(&["list-sessions"]).contains("pc1"));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    for entry in fs::read_dir(home.path()).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("tmux-") {
+            fs::remove_dir_all(entry.path()).unwrap();
+        }
+    }
+    home.assert_nothing_left();
+}

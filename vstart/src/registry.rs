@@ -234,8 +234,11 @@ impl Registry {
         }
     }
 
-    /// Names of the directories, sorted.
-    fn names(&self) -> Result<Vec<MachineName>> {
+    /// Names of all machines there is a directory of, in no order.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn names(&self) -> Result<Vec<MachineName>> {
         let entries = match fs::read_dir(&self.dirs.machines) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -447,6 +450,12 @@ mod tests {
         assert!(!registry.clear_crashed(&name).unwrap());
         fs::create_dir_all(registry.dirs().umid(&name)).unwrap();
         drop(claim); // what becomes of a lock when its holder is killed
+        // Tests beside this one start programs, which have our files open for a moment.
+        assert!(
+            registry
+                .wait_for_end(&name, Duration::from_secs(10), || {})
+                .unwrap()
+        );
         assert_eq!(registry.find(&name).unwrap().status, Status::Crashed);
         assert_eq!(registry.list().unwrap()[0].status, Status::Crashed);
         assert!(registry.wait_for_end(&name, Duration::ZERO, || {}).unwrap());

@@ -21,6 +21,7 @@ mod linfo;
 mod lrestart;
 mod lstart;
 mod ltest;
+mod vclean;
 mod vconfig;
 mod vconnect;
 mod vcrash;
@@ -28,6 +29,7 @@ mod vdump;
 mod vexec;
 mod vhalt;
 mod vlist;
+mod vmconsole;
 mod vstart;
 
 /// Runs the command.
@@ -54,6 +56,8 @@ pub fn main() -> ExitCode {
     let name = names().find(|known| *known == name).unwrap_or("vstart");
     let result = match name {
         name if labs::NAMES.contains(&name) => labs::run(name, args),
+        "vclean" => vclean::run(&vclean::Options::parse_from(args)),
+        "vmconsole" => vmconsole::run(&vmconsole::Options::parse_from(args)),
         "vconfig" => vconfig::run(&vconfig::Options::parse_from(args)),
         "vconnect" => vconnect::run(&vconnect::Options::parse_from(args)),
         "vcrash" => vcrash::run(&vcrash::Options::parse_from(args)),
@@ -74,8 +78,18 @@ pub fn main() -> ExitCode {
 }
 
 /// All commands: each can be a link to the program, or its first argument.
-pub const NAMES: [&str; 9] = [
-    "vcommand", "vconfig", "vconnect", "vcrash", "vdump", "vexec", "vhalt", "vlist", "vstart",
+pub const NAMES: [&str; 11] = [
+    "vclean",
+    "vcommand",
+    "vconfig",
+    "vconnect",
+    "vcrash",
+    "vdump",
+    "vexec",
+    "vhalt",
+    "vlist",
+    "vmconsole",
+    "vstart",
 ];
 
 /// The definitions of all commands: man pages and completions are made from them.

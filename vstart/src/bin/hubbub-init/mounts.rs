@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::unistd::{AccessFlags, access, chdir, pivot_root};
+use nix::unistd::{chdir, pivot_root};
 
 use crate::words::Words;
 
@@ -197,14 +197,10 @@ fn devices() -> Result<()> {
     Ok(())
 }
 
-/// Gives root a home of its own when the host's is closed to the user who runs the machine.
+/// Gives root a home of its own: the host's may be closed to the user who runs the machine, and if it is not, its
+/// start-up files are meant for another machine.
 fn private_home() -> Result<()> {
     let home = Path::new("/root");
-    if access(home, AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK).is_ok()
-        && fs::read_dir(home).is_ok()
-    {
-        return Ok(());
-    }
     make_dir(home)?;
     mount_type("tmpfs", "tmpfs", home, MsFlags::empty(), Some("mode=0700"))?;
     for file in fs::read_dir("/etc/skel").into_iter().flatten().flatten() {
