@@ -99,9 +99,11 @@ fn show(mut from: impl Read, to: &Sender, window: &Window, name: &MachineName) -
     let mut decoder = Decoder::default();
     let mut buffer = [0; 4096];
     loop {
-        let length = from
-            .read(&mut buffer)
-            .context("cannot read from the machine's supervisor")?;
+        let length = match from.read(&mut buffer) {
+            // The supervisor ended with something of ours unread.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+            result => result.context("cannot read from the machine's supervisor")?,
+        };
         if length == 0 {
             bail!("machine {name} ended before the command did");
         }
