@@ -70,7 +70,7 @@ fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
 
 /// Everything comes from the definitions the programs parse with, so that nothing can differ from them.
 fn dist(directory: &Path) -> anyhow::Result<()> {
-    for command in [switchd::Cli::command()] {
+    for command in std::iter::once(switchd::Cli::command()).chain(vstart::commands::definitions()) {
         let name = command.get_name().to_owned();
         let man = make(directory.join("share/man/man1"))?;
         clap_mangen::generate_to(command.clone(), man)?;

@@ -95,6 +95,7 @@ pub const NAMES: [&str; 11] = [
 /// The definitions of all commands: man pages and completions are made from them.
 pub fn definitions() -> Vec<clap::Command> {
     let mut definitions = vec![
+        vclean::Options::command(),
         vconfig::Options::command(),
         vconnect::Options::command(),
         vcrash::Options::command(),
@@ -102,6 +103,7 @@ pub fn definitions() -> Vec<clap::Command> {
         vexec::Options::command(),
         vhalt::Options::command(),
         vlist::Options::command(),
+        vmconsole::Options::command(),
         vstart::Options::command(),
     ];
     definitions.extend(labs::definitions());
