@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -107,10 +107,15 @@ impl Home {
 
     /// Runs a command to its end.
     pub fn run<S: AsRef<OsStr>>(&self, program: &str, args: impl IntoIterator<Item = S>) -> Output {
-        self.command(program)
+        let child = self
+            .command(program)
             .args(args)
-            .output()
-            .unwrap_or_else(|error| panic!("cannot run {program}: {error}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
+        output(child)
     }
 
     /// Runs a command that must succeed; its standard output.
@@ -283,6 +288,27 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
         std::thread::sleep(POLL);
     }
 }
+
+/// Waits for a program to end; one that takes too long is killed, and the test with it.
+///
+/// # Panics
+/// When it takes longer than [`LONGEST_RUN`].
+#[track_caller]
+pub fn output(child: Child) -> Output {
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process number"));
+    let (done, result) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(child.wait_with_output()));
+    match result.recv_timeout(LONGEST_RUN) {
+        Ok(output) => output.expect("the output of a child"),
+        Err(_) => {
+            let _ = kill(pid, Signal::SIGKILL);
+            panic!("process {pid} has not ended within {} s", LONGEST_RUN.as_secs());
+        }
+    }
+}
+
+/// No program that a test runs to its end takes longer, however busy the machine.
+const LONGEST_RUN: Duration = Duration::from_secs(90);
 
 /// Bytes as text.
 pub fn text(bytes: &[u8]) -> String {

@@ -393,9 +393,7 @@ fn a_killed_daemon_leaves_a_readable_file() {
     let whole = file(&switchd, "k.pcapng");
     let capture = Capture::start(&switchd, "A", &["capture", "A", "-w", path(&whole)]);
     let sent = exchange(&a, 0, 20);
-    wait::until_true("all of it is written", || {
-        fs::metadata(&whole).unwrap().len() > sent.iter().map(|frame| frame.len() as u64).sum()
-    });
+    wait::until_true("all of it is written", || frames(&whole) == sent);
     switchd.stop(Signal::SIGKILL);
     let outcome = capture.outcome();
     assert!(

@@ -107,14 +107,21 @@ fn wrong_input_is_exit_2_and_changes_nothing() {
     assert!(run(forged.env("SUDO_UID", "0x0")).failed(1).contains("SUDO_UID"));
 }
 
+/// Puts a copy of tapctl where users can run it. Another process copies: a file this one has open for writing would
+/// be inherited by the children of other tests, and then it cannot be executed.
+fn copy_for_users(host: &Net) {
+    let tapctl = binary("tapctl");
+    host.script(&format!(
+        "cp '{}' /run/tapctl && chmod 755 /run /run/tapctl",
+        tapctl.display()
+    ));
+}
+
 #[test]
 fn without_any_right_nothing_is_done() {
     let host = Net::new();
     host.tap("up --user bob --addr 10.0.2.1").ok();
-    let tapctl = binary("tapctl");
-    let copy = format!("/proc/{}/root/run/tapctl", host.pid());
-    std::fs::copy(&tapctl, &copy).expect("a copy users can run");
-    host.script("chmod 755 /run /run/tapctl");
+    copy_for_users(&host);
     for line in ["up --addr 10.0.1.1", "down --all", "ls"] {
         let text = run(&mut as_user(&host, "alice", "/run/tapctl", line)).failed(1);
         assert!(
@@ -130,12 +137,8 @@ fn without_any_right_nothing_is_done() {
 #[test]
 fn file_capabilities_are_enough() {
     let host = Net::new();
-    let copy = format!("/proc/{}/root/run/tapctl", host.pid());
-    std::fs::copy(binary("tapctl"), &copy).expect("a copy users can run");
-    host.script(
-        "chmod 755 /run /run/tapctl; \
-         setcap cap_net_admin,cap_net_raw,cap_dac_override=ep /run/tapctl",
-    );
+    copy_for_users(&host);
+    host.script("setcap cap_net_admin,cap_net_raw,cap_dac_override=ep /run/tapctl");
     let before = host.state();
     let up = |line: &str| run(&mut as_user(&host, "alice", "/run/tapctl", line));
     // What a user makes would be the user's: the directory has to be root's before.
@@ -173,8 +176,7 @@ fn file_capabilities_are_enough() {
 #[test]
 fn sudo_lets_a_group_in() {
     let host = Net::new();
-    let copy = format!("/proc/{}/root/run/tapctl", host.pid());
-    std::fs::copy(binary("tapctl"), &copy).expect("a copy");
+    copy_for_users(&host);
     // A sudo of the test's own: the machine's configuration is covered for this namespace alone.
     host.script(
         "chmod 755 /run /run/tapctl; \

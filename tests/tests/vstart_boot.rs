@@ -195,7 +195,7 @@ fn a_console_on_this_terminal_runs_in_the_foreground() {
         .unwrap()
         .write_all(b"echo $((6*7))-$(hostname)\npoweroff\n")
         .unwrap();
-    let output = vstart.wait_with_output().unwrap();
+    let output = tests::uml::output(vstart);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(
         text(&output.stdout).contains("42-pc1"),
@@ -228,7 +228,7 @@ fn a_console_is_attached_to_and_left() {
     let watcher = attach(b"");
     let worker = attach(b"echo $((6*7))-typed\npoweroff\n");
     for viewer in [watcher, worker] {
-        let output = viewer.wait_with_output().unwrap();
+        let output = tests::uml::output(viewer);
         let shown = text(&output.stdout);
         assert!(
             shown.contains("was-shown-before") && shown.contains("42-typed"),
@@ -340,7 +340,7 @@ fn the_kernel_obeys_its_management_console() {
         .unwrap()
         .write_all(b"help\n\nlog hello\nquit\n")
         .unwrap();
-    let output = prompt.wait_with_output().unwrap();
+    let output = tests::uml::output(prompt);
     assert!(
         output.status.success() && text(&output.stdout).contains("sysrq"),
         "{}",

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tests::uml::{Home, text, wait_for};
+use tests::uml::{Home, output, text, wait_for};
 
 fn piped(command: &mut Command) -> &mut Command {
     command
@@ -61,7 +61,7 @@ fn large_inputs_and_outputs_pass_unchanged_side_by_side() {
         })
         .collect();
     for (child, writer) in copies {
-        let output = child.wait_with_output().unwrap();
+        let output = output(child);
         writer.join().unwrap().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
         assert!(
@@ -100,7 +100,7 @@ fn signals_reach_the_command_and_the_end_of_the_machine_its_user() {
     let child = start();
     wait_for("the command to start", || home.path().join("ready").exists());
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
-    let output = child.wait_with_output().unwrap();
+    let output = tests::uml::output(child);
     assert_eq!(
         (output.status.code(), text(&output.stdout).as_str()),
         (Some(3), "caught\n")
@@ -110,7 +110,7 @@ fn signals_reach_the_command_and_the_end_of_the_machine_its_user() {
     let child = start();
     wait_for("the command to start", || home.path().join("ready").exists());
     home.ok("vcrash", ["pc1"]);
-    let output = child.wait_with_output().unwrap();
+    let output = tests::uml::output(child);
     assert_eq!(output.status.code(), Some(1));
     assert!(
         text(&output.stderr).contains("machine pc1 ended before the command did"),

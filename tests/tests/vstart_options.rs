@@ -301,7 +301,7 @@ fn consoles_on_a_pty_and_a_port_work() {
         let length = stream.read(&mut buffer).unwrap();
         shown.push_str(&text(&buffer[..length]));
     }
-    let errors = text(&vstart.wait_with_output().unwrap().stderr);
+    let errors = text(&tests::uml::output(vstart).stderr);
     let pty = errors
         .split("screen ")
         .nth(1)

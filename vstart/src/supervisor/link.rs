@@ -154,7 +154,7 @@ async fn receive(
 }
 
 /// Bytes the guest may not have read yet: its kernel loses what does not fit into the buffer of a serial line.
-const LINE_WINDOW: usize = 2048;
+const LINE_WINDOW: usize = 1024;
 /// Frames that may wait for the line; those who send more wait themselves.
 const FRAMES: usize = 64;
 /// A machine that has just been started gets so long to start its agent.
