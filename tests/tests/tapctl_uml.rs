@@ -118,7 +118,7 @@ fn machines_reach_the_internet_through_a_tap_and_nothing_is_left() {
         for name in ["inner", "router"] {
             program::run(inside(host, &home.command("vcrash")).arg(name)).ok();
         }
-        host.tap("down --all").ok();
+        program::run(inside(host, &home.command("vclean")).arg("-T")).ok();
         assert_same(
             &before,
             &host.state(),

@@ -23,7 +23,7 @@ pub enum TapError {
     #[error("cannot run {}", .0.display())]
     Run(PathBuf, #[source] std::io::Error),
     /// It has said why.
-    #[error("tapctl did not make the tap")]
+    #[error("tapctl did not do it")]
     Refused,
     /// It said what is not in its documentation.
     #[error("tapctl answers what cannot be understood")]
@@ -48,15 +48,50 @@ impl Tap {
 
 /// The command that makes the tap: tapctl, by sudo unless root asks.
 pub fn command(host: IpAddr) -> Vec<String> {
+    tapctl(&["up", "--json", "--addr", &host.to_string()])
+}
+
+fn tapctl(arguments: &[&str]) -> Vec<String> {
     let path = |name: &str| program(name).map_or_else(|| name.to_owned(), |path| path.display().to_string());
     let mut words = Vec::new();
     if !nix::unistd::geteuid().is_root() {
         words.extend([path("sudo"), "--".to_owned()]);
     }
     words.push(path("tapctl"));
-    words.extend(["up", "--json", "--addr"].map(str::to_owned));
-    words.push(host.to_string());
+    words.extend(arguments.iter().map(|&word| word.to_owned()));
     words
+}
+
+/// Tells the user what root is needed for, if it is.
+fn announce(command: &str, purpose: &str) -> Result<(), TapError> {
+    if program("tapctl").is_none() {
+        return Err(TapError::NoProgram);
+    }
+    if !nix::unistd::geteuid().is_root() {
+        program("sudo").ok_or(TapError::NoSudo)?;
+        eprintln!(
+            "{command}: using sudo to {purpose}: a device, forwarding and firewall rules (see: tapctl ls)"
+        );
+    }
+    Ok(())
+}
+
+/// Takes the user's tap away, and all that tapctl changed on the host for it.
+///
+/// # Errors
+/// When tapctl cannot be run or refuses.
+pub fn remove() -> Result<(), TapError> {
+    announce("vclean", "remove the tap")?;
+    let words = tapctl(&["down"]);
+    let status = Command::new(&words[0])
+        .args(&words[1..])
+        .status()
+        .map_err(|error| TapError::Run(PathBuf::from(&words[0]), error))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(TapError::Refused)
+    }
 }
 
 /// Makes sure the user's tap is there. If it is there already it stays as it is, and tapctl says so.
@@ -64,15 +99,7 @@ pub fn command(host: IpAddr) -> Vec<String> {
 /// # Errors
 /// When tapctl cannot be run or refuses.
 pub fn make(host: IpAddr) -> Result<Tap, TapError> {
-    if program("tapctl").is_none() {
-        return Err(TapError::NoProgram);
-    }
-    if !nix::unistd::geteuid().is_root() {
-        program("sudo").ok_or(TapError::NoSudo)?;
-        eprintln!(
-            "vstart: using sudo to make the tap: a device, forwarding and firewall rules (see: tapctl ls)"
-        );
-    }
+    announce("vstart", "make the tap")?;
     let words = command(host);
     let output = Command::new(&words[0])
         .args(&words[1..])
