@@ -1,6 +1,7 @@
 //! The loop of a data path thread: events, bursts, commands, deadlines.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,11 @@ const FEWEST_FRAMES: usize = 8;
 
 /// How long captured frames wait for others to be handed over with, once nothing more comes.
 const UNSENT: Duration = Duration::from_millis(5);
+
+/// How long a worker looks for room before it sleeps. Found by measuring 0, 30 and 60 µs beside uml_switch (hub, 1514
+/// bytes, two processors): frames/s of two ports were 1.13, 1.45 and 1.57 times its own, those of an 8-port flood
+/// 1.89, 2.36 and 2.46 times; TCP between two UML machines, which need the processors too, 2.8, 2.4 and 2.2 times.
+const LOOK: Duration = Duration::from_micros(60);
 
 /// A position in the worker's table of domains.
 pub(super) type Slot = u32;
@@ -93,8 +99,7 @@ impl Worker {
 
     pub(super) fn run(mut self) {
         loop {
-            let timeout = self.timeout();
-            if let Err(error) = self.context.poller.wait(timeout) {
+            if let Err(error) = self.wait() {
                 tracing::error!("cannot wait for frames: {error}");
                 return;
             }
@@ -119,6 +124,22 @@ impl Worker {
                 return;
             }
         }
+    }
+
+    /// Waits for something to do. While senders are held back for a full port, a receiver that is reading makes room
+    /// within microseconds: to look for it a little while costs less than to sleep and be woken.
+    fn wait(&mut self) -> io::Result<()> {
+        let timeout = self.timeout();
+        if !self.context.full.is_empty() && timeout != Some(Duration::ZERO) {
+            let begun = Instant::now();
+            while begun.elapsed() < LOOK {
+                self.context.poller.wait(Some(Duration::ZERO))?;
+                if self.context.poller.event(0).is_some() {
+                    return Ok(());
+                }
+            }
+        }
+        self.context.poller.wait(timeout)
     }
 
     /// How long to wait: not at all with ports to read, until the next deadline with ports that are waited for, else
