@@ -352,16 +352,22 @@ impl Guest {
             .expect("a directory");
         std::os::unix::fs::chown(directory.path(), Some(id), Some(id)).expect("a directory for the user");
         let socket = directory.path().join("sw");
-        let switch = host.start(&format!(
+        let line = format!(
             "setpriv --reuid {id} --regid {id} --clear-groups -- {} -s {} -tap {tap}",
             tool("vde_switch").display(),
             socket.display()
-        ));
-        wait::until_true("the switch listens", || socket.join("ctl").exists());
-        let plug = net.start(&format!("vde_plug2tap -s {} eth0", socket.display()));
-        wait::until_true("the guest's device", || {
-            net.run("ip link show eth0").code() == Some(0)
-        });
+        );
+        let switch = program::start_until(
+            "the switch listens",
+            || host.start(&line),
+            || program::listens(&socket.join("ctl")),
+        );
+        let line = format!("vde_plug2tap -s {} eth0", socket.display());
+        let plug = program::start_until(
+            "the guest's device",
+            || net.start(&line),
+            || net.run("ip link show eth0").code() == Some(0),
+        );
         net.script(&format!(
             "ip link set eth0 up; ip addr add {address} dev eth0; ip route add default via {gateway}"
         ));

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -97,6 +98,35 @@ impl Outcome {
 #[track_caller]
 pub fn run(command: &mut Command) -> Outcome {
     Process::start(command.stdin(Stdio::null())).outcome()
+}
+
+/// Starts a program and waits until it does what it is there for. One that ends before that is started again: what it
+/// needs may only just come to be, like a socket whose file is there before anybody listens.
+///
+/// # Panics
+/// When it is not `ready` in time, with what its last run said.
+#[track_caller]
+pub fn start_until(what: &str, start: impl Fn() -> Process, mut ready: impl FnMut() -> bool) -> Process {
+    let deadline = Instant::now() + wait::PATIENCE;
+    let mut process = start();
+    let mut last = None;
+    while !ready() {
+        assert!(
+            Instant::now() < deadline,
+            "waited {} s for this: {what}; how its program ended: {last:#?}",
+            wait::PATIENCE.as_secs()
+        );
+        thread::sleep(wait::PAUSE);
+        if !process.is_running() {
+            last = Some(std::mem::replace(&mut process, start()).outcome());
+        }
+    }
+    process
+}
+
+/// True if somebody listens on a Unix stream socket. That its file exists does not mean that: it is there first.
+pub fn listens(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_ok()
 }
 
 /// A running program. Dropping it kills it, if it still runs.
@@ -254,8 +284,8 @@ pub fn in_namespaces(test: &str, options: &[&str], body: impl FnOnce()) {
         .env(INSIDE, test);
     let mut inside = Process::start(command.stdin(Stdio::null()));
     // It waits for things itself, and what it says when they do not come is worth waiting for.
-    let deadline = std::time::Instant::now() + 3 * wait::PATIENCE;
-    while inside.is_running() && std::time::Instant::now() < deadline {
+    let deadline = Instant::now() + 3 * wait::PATIENCE;
+    while inside.is_running() && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(5));
     }
     let outcome = inside.outcome();

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use tests::netns::Net;
 use tests::ports::{Guest, bulk, only_late, wait_ports};
-use tests::program::{Process, binary, tool};
+use tests::program::{Process, binary, listens, start_until, tool};
 use tests::switchd::Switchd;
 use tests::wait;
 
@@ -31,7 +31,7 @@ impl Host {
         let mut command = net.command(binary("switchd"));
         command.arg("--dir").arg(daemon.dir()).arg("run").args(run);
         let process = Process::start(command.stdin(Stdio::null()));
-        wait::until_true("the daemon", || daemon.socket().exists());
+        wait::until_true("the daemon", || listens(&daemon.socket()));
         Self {
             net,
             daemon,
@@ -56,10 +56,11 @@ impl Host {
     fn vde_machine(&self, n: u8) -> (Net, Process) {
         let machine = Net::new();
         let place = &self.daemon.domain("A").sockets["vde"];
-        let plug = machine.start(&format!("vde_plug2tap -s {place} nk{n}"));
-        wait::until_true("the tap of vde_plug2tap", || {
-            machine.run(&format!("ip link show nk{n}")).status.success()
-        });
+        let plug = start_until(
+            "the tap of vde_plug2tap",
+            || machine.start(&format!("vde_plug2tap -s {place} nk{n}")),
+            || machine.run(&format!("ip link show nk{n}")).status.success(),
+        );
         configure(&machine, n);
         (machine, plug)
     }

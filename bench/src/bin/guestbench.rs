@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -150,7 +151,10 @@ impl Lab {
             home,
             uml_switch,
         };
-        wait_for("uml_switch to listen", PATIENCE, || socket.exists())?;
+        wait_for("uml_switch to listen", PATIENCE, || {
+            // Its file is there before it listens.
+            UnixStream::connect(&socket).is_ok()
+        })?;
         fs::write(lab.home.path().join("server.sh"), lab.script(1, "iperf3 -s -D\n"))?;
         fs::write(
             lab.home.path().join("client.sh"),
