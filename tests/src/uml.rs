@@ -317,9 +317,10 @@ pub fn text(bytes: &[u8]) -> String {
 
 const POLL: Duration = Duration::from_millis(20);
 const PROGRAMS: [&str; 3] = ["vstart", "hubbub-init", "switchd"];
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "vclean",
     "vcommand",
+    "vconf",
     "vconfig",
     "vconnect",
     "vcrash",

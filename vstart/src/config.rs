@@ -9,6 +9,7 @@ use crate::dirs::Dirs;
 use crate::machine::Console;
 use crate::settings::{Origin, Settings};
 use crate::switch::in_path;
+use crate::transport::Wanted;
 use crate::windows::Emulator;
 
 /// The checked settings.
@@ -26,6 +27,8 @@ pub struct Config {
     pub memory_range_mb: (u32, u32),
     /// Number of interfaces a machine may have.
     pub max_interfaces: u32,
+    /// How frames get from a guest to its domains.
+    pub transport: Wanted,
     /// The primary and the secondary console.
     pub consoles: [Console; 2],
     /// The terminal emulator of consoles in windows.
@@ -39,7 +42,7 @@ pub struct Config {
 }
 
 /// Settings that have an effect, and what they are if nobody says otherwise.
-pub const DEFAULTS: [(&str, &str); 15] = [
+pub const DEFAULTS: [(&str, &str); 16] = [
     ("HUB_SOCKET_DIR", ""),
     ("MAX_INTERFACES", "40"),
     ("MAX_MEM", "65536"),
@@ -54,11 +57,12 @@ pub const DEFAULTS: [(&str, &str); 15] = [
     ("VM_MEMORY", "128"),
     ("VM_MEMORY_SKEW", "4"),
     ("VM_MODEL_FS", ""),
+    ("VM_TRANSPORT", "auto"),
     ("MAX_SIMULTANEOUS_VMS", "20"),
 ];
 
 /// Variables of the environment and the settings they change.
-const ENVIRONMENT: [(&str, &str); 8] = [
+const ENVIRONMENT: [(&str, &str); 9] = [
     ("NETKIT_CON0", "VM_CON0"),
     ("NETKIT_CON1", "VM_CON1"),
     ("NETKIT_FILESYSTEM", "VM_MODEL_FS"),
@@ -67,6 +71,7 @@ const ENVIRONMENT: [(&str, &str); 8] = [
     ("NETKIT_MCONSOLE", "MCONSOLE_DIR"),
     ("NETKIT_MEMORY", "VM_MEMORY"),
     ("NETKIT_TERM", "TERM_TYPE"),
+    ("NETKIT_TRANSPORT", "VM_TRANSPORT"),
 ];
 
 impl Config {
@@ -127,6 +132,7 @@ impl Config {
             memory_skew_mb: value(&settings, "VM_MEMORY_SKEW")?,
             memory_range_mb: (value(&settings, "MIN_MEM")?, value(&settings, "MAX_MEM")?),
             max_interfaces: value(&settings, "MAX_INTERFACES")?,
+            transport: value(&settings, "VM_TRANSPORT")?,
             consoles,
             emulator: value(&settings, "TERM_TYPE")?,
             tmux_opens_window: flag(&settings, "TMUX_OPEN_TERMS")?,
@@ -237,6 +243,9 @@ mod tests {
         let error = |text: &str| format!("{:#}", config(&[("/etc/netkit.conf", text)], &[]).unwrap_err());
         assert!(error("VM_MEMORY=much").starts_with("cannot use VM_MEMORY='much' (/etc/netkit.conf:1): "));
         assert!(error("VM_CON0=hdmi").starts_with("cannot use VM_CON0='hdmi' (/etc/netkit.conf:1): "));
+        assert!(
+            error("VM_TRANSPORT=radio").starts_with("cannot use VM_TRANSPORT='radio' (/etc/netkit.conf:1): ")
+        );
         assert!(error("VM_KERNEL=linux").ends_with("it is not an absolute path"));
         assert!(error("USE_TMUX=maybe").ends_with("it is neither TRUE nor FALSE"));
         assert!(error("VM_MEMORY=").ends_with("cannot do without a value for VM_MEMORY"));

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use proto::DomainName;
 
 use crate::dirs::Dirs;
-use crate::machine::{Attachment, Console, Machine, Root};
+use crate::machine::{Attachment, Console, Interface, Machine, Root};
+use crate::transport::{Reach, Transport};
 
 /// Why a machine cannot be put into words.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -30,8 +31,8 @@ pub enum ArgsError {
     )]
     TooLong(usize),
     /// Nobody listens for an interface.
-    #[error("there is no socket for domain {0}")]
-    NoSocket(DomainName),
+    #[error("there is no {1} socket for domain {0}")]
+    NoSocket(DomainName, Transport),
 }
 
 /// COMMAND_LINE_SIZE of x86 Linux, less the final NUL and what the kernel itself adds (` root=98:0 console=tty0`).
@@ -39,14 +40,14 @@ pub const LONGEST_COMMAND_LINE: usize = 2047 - 23;
 
 /// The arguments of the kernel, its own name not included.
 ///
-/// `sockets` says where each domain listens.
+/// `domains` says where each domain is reached.
 ///
 /// # Errors
 /// When a value cannot be passed.
 pub fn kernel_args(
     machine: &Machine,
     dirs: &Dirs,
-    sockets: &BTreeMap<DomainName, String>,
+    domains: &BTreeMap<DomainName, Reach>,
 ) -> Result<Vec<String>, ArgsError> {
     let name = &machine.name;
     let mut args = vec![
@@ -71,19 +72,14 @@ pub fn kernel_args(
     args.push(dirs.uml_dir_word());
     args.push(format!("mconsole=notify:{}", dirs.notify_socket(name).display()));
     for interface in &machine.interfaces {
-        let domain = interface.attachment.domain();
-        let socket = sockets
-            .get(&domain)
-            .ok_or_else(|| ArgsError::NoSocket(domain.clone()))?;
         if let Attachment::Tap { host, guest } = &interface.attachment {
-            args.push(format!("autoconf_{}={guest}", interface.name()));
+            args.push(format!("autoconf_{}={guest}", name_in_guest(machine, interface)));
             // There is one default route, whatever the number of interfaces that lead to the host.
             if !args.iter().any(|arg| arg.starts_with("def_route=")) {
                 args.push(format!("def_route={host}"));
             }
         }
-        let mac = interface.mac(name);
-        args.push(format!("{}=daemon,{mac},unix,{socket}", interface.name()));
+        args.push(interface_word(machine, interface, domains)?);
     }
     if !machine.verbose {
         args.push("quiet".into());
@@ -132,6 +128,33 @@ pub fn kernel_args(
         return Err(ArgsError::TooLong(bytes));
     }
     Ok(args)
+}
+
+/// The word that gives the guest an interface, on the command line or, with `config` before it, at the management
+/// console.
+///
+/// # Errors
+/// When nobody listens for it.
+pub fn interface_word(
+    machine: &Machine,
+    interface: &Interface,
+    domains: &BTreeMap<DomainName, Reach>,
+) -> Result<String, ArgsError> {
+    let (domain, transport) = (interface.attachment.domain(), interface.transport);
+    let mac = interface.mac(&machine.name);
+    domains
+        .get(&domain)
+        .and_then(|reach| transport.word(interface.number, mac, reach))
+        .ok_or(ArgsError::NoSocket(domain, transport))
+}
+
+/// What the guest knows an interface as: our own guest init calls every one ethN, in other file systems it is what
+/// the kernel calls it.
+pub fn name_in_guest(machine: &Machine, interface: &Interface) -> String {
+    match machine.root {
+        Root::Host { .. } => interface.name(),
+        Root::Disk { .. } => interface.transport.device(interface.number),
+    }
 }
 
 /// The file a command is handed over in when the command line cannot hold it, and its text: our own guest init
@@ -234,8 +257,18 @@ mod tests {
     }
 
     fn line(machine: &Machine) -> String {
-        let sockets = BTreeMap::from([("A".parse().unwrap(), "/h/hubs/vhub_foo_A.cnct".to_owned())]);
-        kernel_args(machine, &dirs(), &sockets).unwrap().join(" ")
+        let domains = reach("A", "/h/hubs/vhub_foo_A");
+        kernel_args(machine, &dirs(), &domains).unwrap().join(" ")
+    }
+
+    fn reach(domain: &str, stem: &str) -> BTreeMap<DomainName, Reach> {
+        let sockets = [("uml", "cnct"), ("bess", "bess")];
+        let sockets = sockets.map(|(kind, suffix)| (kind.to_owned(), format!("{stem}.{suffix}")));
+        let reach = Reach {
+            sockets: sockets.into(),
+            mtu: 1500,
+        };
+        BTreeMap::from([(domain.parse().unwrap(), reach)])
     }
 
     #[test]
@@ -343,12 +376,12 @@ mod tests {
         let interfaces = vec!["0=B".parse().unwrap()];
         assert_eq!(
             args(Machine { interfaces, ..pc1() }),
-            Err(ArgsError::NoSocket("B".parse().unwrap()))
+            Err(ArgsError::NoSocket("B".parse().unwrap(), Transport::Daemon))
         );
         let interfaces = vec!["0=tap,10.0.0.1,10.0.0.2".parse().unwrap()];
         assert_eq!(
             args(Machine { interfaces, ..pc1() }),
-            Err(ArgsError::NoSocket("tap".parse().unwrap()))
+            Err(ArgsError::NoSocket("tap".parse().unwrap(), Transport::Daemon))
         );
     }
 
@@ -360,15 +393,41 @@ mod tests {
             interfaces: interfaces.to_vec(),
             ..pc1()
         };
-        let sockets = BTreeMap::from([("tap".parse().unwrap(), "/h/tap".to_owned())]);
-        let args = kernel_args(&machine, &dirs(), &sockets).unwrap().join(" ");
+        let args = kernel_args(&machine, &dirs(), &reach("tap", "/h/tap"))
+            .unwrap()
+            .join(" ");
         for word in [
             "autoconf_eth0=10.0.0.2 def_route=10.0.0.1 eth0=daemon,",
             "autoconf_eth1=10.0.0.3 eth1=daemon,",
         ] {
             assert!(args.contains(word), "{args}");
         }
-        assert_eq!(args.matches(",unix,/h/tap").count(), 2);
+        assert_eq!(args.matches(",unix,/h/tap.cnct").count(), 2);
+    }
+
+    #[test]
+    fn interfaces_of_other_file_systems_are_called_what_the_kernel_calls_them() {
+        let mut machine = Machine {
+            interfaces: vec!["1=tap,10.0.0.1,10.0.0.2".parse().unwrap()],
+            ..pc1()
+        };
+        machine.interfaces[0].transport = Transport::Bess;
+        let args = |machine: &Machine| kernel_args(machine, &dirs(), &reach("tap", "/h/tap")).unwrap();
+        let vector = " vec1:transport=bess,dst=/h/tap.bess,mac=";
+        let ours = args(&machine).join(" ");
+        assert!(
+            ours.contains("autoconf_eth1=10.0.0.2 ") && ours.contains(vector),
+            "{ours}"
+        );
+        machine.root = Root::Disk {
+            model: "/fs/model".into(),
+            changes: None,
+        };
+        let theirs = args(&machine).join(" ");
+        assert!(
+            theirs.contains("autoconf_vec1=10.0.0.2 ") && theirs.contains(vector),
+            "{theirs}"
+        );
     }
 
     #[test]

@@ -16,6 +16,8 @@ use crate::terminal::{self, Left};
 pub struct Follow {
     /// Says nothing of what goes well.
     pub quiet: bool,
+    /// Says when each step was done.
+    pub debug: bool,
     /// Waits for the machine's end.
     pub foreground: bool,
 }
@@ -36,11 +38,16 @@ pub enum Outcome {
 /// # Errors
 /// When it cannot be started; then nothing of it is left.
 pub fn start(plan: &Plan, follow: Follow) -> Result<Outcome> {
-    let mut supervisor = Supervisor::start(plan)?;
     let begun = Instant::now();
+    let mut supervisor = Supervisor::start(plan)?;
     let name = &plan.machine.name;
     let say = |text: &str| {
-        if !follow.quiet {
+        if follow.debug {
+            note(&format!(
+                "{name}: {:7.3} s: {text}",
+                begun.elapsed().as_secs_f64()
+            ));
+        } else if !follow.quiet {
             note(&format!("{name}: {text}"));
         }
     };

@@ -10,7 +10,9 @@ use proto::DomainName;
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
+use crate::cpulock::CpuLock;
 use crate::name::MachineName;
+use crate::transport::Transport;
 
 /// A machine to be started: everything decided, nothing done.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -41,6 +43,9 @@ pub struct Machine {
     pub mounts: Vec<Mount>,
     /// A directory whose `lib/uml/modules` has the kernel's modules.
     pub modules: Option<PathBuf>,
+    /// The processor of the host it may use.
+    #[serde(default)]
+    pub cpu: CpuLock,
     /// A file with the number of the kernel's process.
     pub pidfile: Option<PathBuf>,
     /// A command run while booting.
@@ -98,6 +103,9 @@ pub struct Interface {
     pub attachment: Attachment,
     /// Its address, if the user has chosen one.
     pub address: Option<[u8; 6]>,
+    /// How its frames get to the domain.
+    #[serde(default)]
+    pub transport: Transport,
 }
 
 /// What an interface is connected to.
@@ -191,6 +199,7 @@ impl Machine {
             hostwd: None,
             mounts: Vec::new(),
             modules: None,
+            cpu: CpuLock::Any,
             pidfile: None,
             exec: None,
             append: Vec::new(),
@@ -237,6 +246,7 @@ impl FromStr for Interface {
             number: number.parse().map_err(|_| no_number())?,
             attachment: attachment.parse()?,
             address: None,
+            transport: Transport::default(),
         })
     }
 }
@@ -319,6 +329,7 @@ mod tests {
                 number: 12,
                 attachment: Attachment::Domain("A".parse().unwrap()),
                 address: None,
+                transport: Transport::Daemon,
             })
         );
         let tap: Interface = "0=tap,10.0.0.1,10.0.0.2".parse().unwrap();
@@ -352,13 +363,8 @@ mod tests {
     #[test]
     fn addresses_follow_from_machine_and_interface() {
         let mac = |machine: &str, number| {
-            let attachment = Attachment::Domain("A".parse().unwrap());
-            Interface {
-                number,
-                attachment,
-                address: None,
-            }
-            .mac(&machine.parse().unwrap())
+            let interface: Interface = format!("{number}=A").parse().unwrap();
+            interface.mac(&machine.parse().unwrap())
         };
         // SHA1("pc1eth0") by sha1sum, added up by hand.
         assert_eq!(mac("pc1", 0).to_string(), PC1_ETH0);

@@ -16,6 +16,8 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid, setsid};
 
+use crate::cpulock::CpuLock;
+
 /// The first argument that makes the binary a stage.
 pub const WORD: &str = "@stage";
 
@@ -26,6 +28,8 @@ pub struct Stage {
     pub session: bool,
     /// End with the parent of this number.
     pub parent: Option<u32>,
+    /// The processor to use.
+    pub cpu: CpuLock,
     /// Files opened for reading and writing as descriptors 3 and up.
     pub files: Vec<PathBuf>,
 }
@@ -40,6 +44,9 @@ impl Stage {
         }
         if let Some(parent) = self.parent {
             command.args(["parent", &parent.to_string()]);
+        }
+        if let Some(number) = self.cpu.cpu() {
+            command.args(["cpu", &number.to_string()]);
         }
         for file in &self.files {
             command.arg("file").arg(file);
@@ -70,6 +77,13 @@ pub fn become_program(args: &[std::ffi::OsString]) -> Result<std::convert::Infal
                 if getppid() != Pid::from_raw(parent) {
                     bail!("the parent has ended");
                 }
+            }
+            Some("cpu") => {
+                let number = args
+                    .next()
+                    .and_then(|a| a.to_str())
+                    .context("the stage has no processor")?;
+                number.parse::<CpuLock>()?.apply()?;
             }
             Some("file") => {
                 let path = args.next().context("the stage has no file")?;
@@ -108,6 +122,7 @@ mod tests {
         let stage = Stage {
             session: true,
             parent: Some(7),
+            cpu: CpuLock::Cpu(1),
             files: vec!["/dev/pts/1".into()],
         };
         let command = stage.command(Path::new("/bin/true"));
@@ -119,6 +134,8 @@ mod tests {
                 "session",
                 "parent",
                 "7",
+                "cpu",
+                "1",
                 "file",
                 "/dev/pts/1",
                 "--",
@@ -129,7 +146,13 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for args in [&[][..], &["session"], &["x", "--", "/bin/true"], &["--"]] {
+        for args in [
+            &[][..],
+            &["session"],
+            &["x", "--", "/bin/true"],
+            &["--"],
+            &["cpu", "x"],
+        ] {
             let args: Vec<_> = args.iter().map(Into::into).collect();
             if args.first().is_some_and(|a: &std::ffi::OsString| a == "session") {
                 continue; // would make the test runner lead a session

@@ -11,6 +11,7 @@ use proto::ctl::{self, DomainRow, DomainSpec, PortRow, PortSpec, Reply, Request}
 
 use crate::dirs::Dirs;
 use crate::stage::Stage;
+use crate::transport::Reach;
 
 /// Why switchd could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +137,14 @@ impl Client {
         .map(drop)
     }
 
+    /// The ports of all domains.
+    ///
+    /// # Errors
+    /// When switchd refuses.
+    pub fn all_ports(&mut self) -> Result<Vec<PortRow>> {
+        self.ports(&Request::PortLs { domain: None })
+    }
+
     fn ports(&mut self, request: &Request) -> Result<Vec<PortRow>> {
         match self.request(request)? {
             Reply::Ports(rows) => Ok(rows),
@@ -183,12 +192,18 @@ pub fn hold_request(domain: &DomainName) -> Request {
     Request::DomainHold(DomainSpec::new(domain.clone()))
 }
 
-/// The name of the socket where guests attach to a domain, before the domain exists.
-pub fn expected_socket(dirs: &Dirs, user: &str, domain: &DomainName) -> String {
-    dirs.hubs
-        .join(format!("vhub_{user}_{domain}.cnct"))
-        .display()
-        .to_string()
+/// Where guests will attach to a domain that does not exist yet.
+pub fn expected_reach(dirs: &Dirs, user: &str, domain: &DomainName) -> Reach {
+    let socket = |(kind, suffix): (&str, &str)| {
+        let path = dirs.hubs.join(format!("vhub_{user}_{domain}.{suffix}"));
+        (kind.to_owned(), path.display().to_string())
+    };
+    Reach {
+        sockets: [("uml", "cnct"), ("bess", "bess"), ("vde", "vde")]
+            .map(socket)
+            .into(),
+        mtu: DomainSpec::new(domain.clone()).mtu,
+    }
 }
 
 /// The arguments switchd is started with.

@@ -13,6 +13,7 @@ use crate::registry::Registry;
 use crate::{stage, supervisor};
 
 mod disks;
+mod interfaces;
 mod labs;
 mod lclean;
 mod lcrash;
@@ -22,6 +23,7 @@ mod lrestart;
 mod lstart;
 mod ltest;
 mod vclean;
+mod vconf;
 mod vconfig;
 mod vconnect;
 mod vcrash;
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
         name if labs::NAMES.contains(&name) => labs::run(name, args),
         "vclean" => vclean::run(&vclean::Options::parse_from(args)),
         "vmconsole" => vmconsole::run(&vmconsole::Options::parse_from(args)),
+        "vconf" => vconf::run(&vconf::parse(args)),
         "vconfig" => vconfig::run(&vconfig::Options::parse_from(args)),
         "vconnect" => vconnect::run(&vconnect::Options::parse_from(args)),
         "vcrash" => vcrash::run(&vcrash::Options::parse_from(args)),
@@ -78,9 +81,10 @@ pub fn main() -> ExitCode {
 }
 
 /// All commands: each can be a link to the program, or its first argument.
-pub const NAMES: [&str; 11] = [
+pub const NAMES: [&str; 12] = [
     "vclean",
     "vcommand",
+    "vconf",
     "vconfig",
     "vconnect",
     "vcrash",
@@ -96,6 +100,7 @@ pub const NAMES: [&str; 11] = [
 pub fn definitions() -> Vec<clap::Command> {
     let mut definitions = vec![
         vclean::Options::command(),
+        vconf::Options::command(),
         vconfig::Options::command(),
         vconnect::Options::command(),
         vcrash::Options::command(),

@@ -1,6 +1,6 @@
 //! `vstart`: start a machine.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -10,11 +10,12 @@ use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, FromArgMatches, Parser};
-use fabric::mac::MacAddr;
 use nix::unistd::{AccessFlags, User, access, getuid};
 
 use super::disks;
+use super::interfaces::{self, with_interfaces};
 use crate::config::Config;
+use crate::cpulock::CpuLock;
 use crate::kernel_args::{exec_file, kernel_args, shell_quoted};
 use crate::launch::{self, Follow, Outcome};
 use crate::machine::{Attachment, Console, Interface, Machine, Mount};
@@ -36,9 +37,8 @@ pub(crate) struct Options {
     /// Add interface ethN, attached to a collision domain (or to the host: tap,TAP-ADDRESS,GUEST-ADDRESS)
     #[arg(long = "ethN", value_name = "DOMAIN")]
     interfaces: Vec<Interface>,
-    /// Give an interface an address of its own instead of the one that follows from its name
-    #[arg(long, value_name = "ethN=ADDRESS")]
-    mac: Vec<String>,
+    #[command(flatten)]
+    details: interfaces::Details,
     /// The UML kernel to run
     #[arg(short, long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -99,6 +99,9 @@ pub(crate) struct Options {
     /// Start into a single-user shell, without start-up commands
     #[arg(long)]
     single_user: bool,
+    /// Lock the machine to a processor of the host: any, map (the first), map,N or N
+    #[arg(long, value_name = "LOCK", default_value = "any", hide_default_value = true)]
+    cpulock: CpuLock,
     /// Keep the number of the kernel's process in a file
     #[arg(long, value_name = "FILE")]
     pidfile: Option<PathBuf>,
@@ -111,6 +114,9 @@ pub(crate) struct Options {
     /// Say nothing but warnings and errors
     #[arg(short, long)]
     quiet: bool,
+    /// Tell what is run before it is run, and when each step is done
+    #[arg(long, conflicts_with = "quiet")]
+    debug: bool,
     /// Show the kernel's messages on the console
     #[arg(short, long, alias = "show-boot-log")]
     verbose: bool,
@@ -123,34 +129,6 @@ Examples:
   vstart producer --eth0=A
   vstart router --eth0=A --eth1=B
   vstart router --eth0=A --eth1=B -p";
-
-/// Turns `--eth0=A` (and `--eth0 A`) into `--ethN=0=A`, which is one option to the parser.
-pub(crate) fn with_interfaces(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut out = Vec::new();
-    let mut args = args.into_iter();
-    while let Some(arg) = args.next() {
-        if arg == "--" {
-            out.push(arg);
-            out.extend(args);
-            break;
-        }
-        let interface = arg.to_str().and_then(|text| {
-            let rest = text.strip_prefix("--eth")?;
-            let (number, value) = rest.split_once('=').map_or((rest, None), |(n, v)| (n, Some(v)));
-            let is_number = !number.is_empty() && number.bytes().all(|c| c.is_ascii_digit());
-            is_number.then(|| (number.to_owned(), value.map(OsString::from)))
-        });
-        match interface {
-            Some((number, value)) => {
-                let mut word = OsString::from(format!("--ethN={number}="));
-                word.push(value.or_else(|| args.next()).unwrap_or_default());
-                out.push(word);
-            }
-            None => out.push(arg),
-        }
-    }
-    out
-}
 
 /// This release and the host's kernel.
 static RELEASE: LazyLock<String> = LazyLock::new(|| {
@@ -170,6 +148,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Options {
             "VM_MODEL_FS",
             "VM_CON0",
             "VM_CON1",
+            "VM_TRANSPORT",
             "TERM_TYPE",
             "MAX_INTERFACES",
         ];
@@ -191,35 +170,30 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let config = super::config()?;
     let mut plan = plan(options, &config)?;
     if options.print {
-        print(&plan)?;
+        let mut out = std::io::stdout().lock();
+        print(&plan, &mut out)?;
+        out.flush()?;
         return Ok(ExitCode::SUCCESS);
     }
-    make_tap(&mut plan)?;
+    if options.debug {
+        print(&plan, &mut std::io::stderr().lock())?;
+    }
+    if let Some(names) = interfaces::other_names(&plan.machine).filter(|_| !options.quiet) {
+        launch::note(&format!("{}: in the machine, {names}", options.name));
+    }
+    for interface in &mut plan.machine.interfaces {
+        plan.tap = interfaces::make_tap(interface)?.or(plan.tap);
+    }
     let this = plan.machine.consoles.contains(&Console::This);
     let follow = Follow {
         quiet: options.quiet,
         foreground: options.foreground || this,
+        debug: options.debug,
     };
     match launch::start(&plan, follow)? {
         Outcome::Running | Outcome::Ended => Ok(ExitCode::SUCCESS),
         Outcome::Crashed(how) => bail!("machine {} has crashed: {how}", plan.machine.name),
     }
-}
-
-/// Connects the domain `tap` to the host, if the machine is in it. A tap that is there keeps its own address, and that
-/// is then the way out.
-fn make_tap(plan: &mut Plan) -> Result<()> {
-    for interface in &mut plan.machine.interfaces {
-        if let Attachment::Tap { host, .. } = &mut interface.attachment {
-            let tap = tap::make(*host)
-                .with_context(|| format!("cannot connect eth{} to the host", interface.number))?;
-            if let Some(address) = tap.host() {
-                *host = address;
-            }
-            plan.tap = Some(tap.device);
-        }
-    }
-    Ok(())
 }
 
 /// Decides everything.
@@ -233,6 +207,7 @@ fn plan(options: &Options, config: &Config) -> Result<Plan> {
     if !(least..=most).contains(&memory_mb) {
         bail!("cannot give machine {name} {memory_mb} MB of memory: use {least} to {most}");
     }
+    options.cpulock.check()?;
     let (consoles, emulator) = consoles(options, config)?;
     let root = disks::root(&name, options, config)?;
     let home = std::env::var_os("HOME")
@@ -244,13 +219,14 @@ fn plan(options: &Options, config: &Config) -> Result<Plan> {
         memory_mb,
         memory_skew_mb: config.memory_skew_mb,
         disks: disks::further(options)?,
-        interfaces: interfaces(options, config)?,
+        interfaces: interfaces::settle(options.interfaces.clone(), &options.details, &kernel, config)?,
         consoles,
         hosthome: home.filter(|_| !options.no_hosthome),
         hostlab: options.hostlab.as_deref().map(directory).transpose()?,
         hostwd: options.hostwd.as_deref().map(directory).transpose()?,
         mounts: options.mount.clone(),
         modules: disks::modules(&root, &kernel),
+        cpu: options.cpulock,
         pidfile: options.pidfile.as_deref().map(disks::absolute).transpose()?,
         exec: options.exec.clone(),
         append,
@@ -280,40 +256,6 @@ fn kernel(options: &Options, config: &Config) -> Result<PathBuf> {
     let path = std::path::absolute(&path).with_context(|| format!("cannot use kernel {}", path.display()))?;
     access(&path, AccessFlags::X_OK).with_context(|| format!("cannot run kernel {}", path.display()))?;
     Ok(path)
-}
-
-fn interfaces(options: &Options, config: &Config) -> Result<Vec<Interface>> {
-    let mut interfaces = options.interfaces.clone();
-    for text in &options.mac {
-        let (name, address) = text
-            .split_once('=')
-            .with_context(|| format!("cannot read '{text}': it is not ethN=ADDRESS"))?;
-        let address: MacAddr = address
-            .parse()
-            .with_context(|| format!("cannot give {name} address '{address}'"))?;
-        if address.is_multicast() {
-            bail!("cannot give {name} address {address}: it is that of a group");
-        }
-        let interface = interfaces.iter_mut().find(|interface| interface.name() == name);
-        interface
-            .with_context(|| format!("cannot give {name} an address: there is no --{name}=DOMAIN"))?
-            .address = Some(address.0);
-    }
-    interfaces.sort_by_key(|interface| interface.number);
-    let mut seen = BTreeSet::new();
-    for interface in &interfaces {
-        if interface.number >= config.max_interfaces {
-            bail!(
-                "cannot add {}: the highest is eth{}",
-                interface.name(),
-                config.max_interfaces - 1
-            );
-        }
-        if !seen.insert(interface.number) {
-            bail!("cannot add {} twice", interface.name());
-        }
-    }
-    Ok(interfaces)
 }
 
 /// Where the consoles are shown. What the user asks for must be possible; a default gives way.
@@ -420,23 +362,22 @@ fn terminal_type() -> String {
 }
 
 /// Prints what would be run, as a shell would run it.
-fn print(plan: &Plan) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+fn print(plan: &Plan, out: &mut impl Write) -> Result<()> {
     let machine = &plan.machine;
     let user = User::from_uid(getuid())
         .ok()
         .flatten()
         .map_or_else(|| getuid().to_string(), |user| user.name);
-    let mut sockets = BTreeMap::new();
+    let mut domains = BTreeMap::new();
     for interface in &machine.interfaces {
         let domain = interface.attachment.domain();
-        let socket = switch::expected_socket(&plan.dirs, &user, &domain);
-        sockets.insert(domain, socket);
+        let reach = switch::expected_reach(&plan.dirs, &user, &domain);
+        domains.insert(domain, reach);
         if let Attachment::Tap { host, .. } = &interface.attachment {
             writeln!(out, "{}", quoted(tap::command(*host).into_iter()))?;
         }
     }
-    if !sockets.is_empty() {
+    if !domains.is_empty() {
         let switchd = program("switchd").map_or_else(|| "switchd".into(), |path| path.display().to_string());
         writeln!(
             out,
@@ -444,7 +385,7 @@ fn print(plan: &Plan) -> Result<()> {
             quoted(std::iter::once(switchd).chain(switch::start_args(&plan.dirs)))
         )?;
     }
-    for domain in sockets.keys() {
+    for domain in domains.keys() {
         let request =
             serde_json::to_string(&switch::hold_request(domain)).context("cannot write the request")?;
         writeln!(out, "# {}: {request}", plan.dirs.switch_socket().display())?;
@@ -457,16 +398,18 @@ fn print(plan: &Plan) -> Result<()> {
             shell_quoted(&path.display().to_string())
         )?;
     }
-    let args = kernel_args(machine, &plan.dirs, &sockets)?;
-    writeln!(
-        out,
-        "{}",
-        quoted(std::iter::once(machine.kernel.display().to_string()).chain(args))
-    )?;
+    let args = kernel_args(machine, &plan.dirs, &domains)?;
+    let kernel = std::iter::once(machine.kernel.display().to_string()).chain(args);
+    match machine.cpu.cpu() {
+        Some(number) => {
+            let lock = ["taskset".to_owned(), "-c".to_owned(), number.to_string()];
+            writeln!(out, "{}", quoted(lock.into_iter().chain(kernel)))?;
+        }
+        None => writeln!(out, "{}", quoted(kernel))?,
+    }
     for command in plan.windows.iter().flatten().flatten() {
         writeln!(out, "{}", quoted(command.iter().cloned()))?;
     }
-    out.flush()?;
     Ok(())
 }
 
@@ -490,40 +433,6 @@ mod tests {
 
     fn home(name: &str) -> Option<String> {
         (name == "HOME").then(|| "/home/foo".into())
-    }
-
-    #[test]
-    fn interfaces_are_options_of_their_own() {
-        let options = parse(&["pc1", "--eth1=B", "--eth0", "A", "-q"]).unwrap();
-        assert_eq!(
-            options.interfaces,
-            ["1=B".parse().unwrap(), "0=A".parse().unwrap()]
-        );
-        assert!(options.quiet);
-        for args in [
-            &["pc1", "--eth0"][..],
-            &["pc1", "--ethN=A"],
-            &["pc1", "--eth=A"],
-            &["pc1", "--ethx=A"],
-        ] {
-            assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args:?}");
-        }
-    }
-
-    #[test]
-    fn interfaces_are_checked_together() {
-        let config = Config::new(&[], home).unwrap();
-        let check = |args: &[&str]| interfaces(&parse(args).unwrap(), &config).map_err(|e| e.to_string());
-        let sorted = check(&["r", "--eth2=C", "--eth0=A"]).unwrap();
-        assert_eq!(sorted.iter().map(|i| i.number).collect::<Vec<_>>(), [0, 2]);
-        assert_eq!(
-            check(&["r", "--eth0=A", "--eth0=B"]).unwrap_err(),
-            "cannot add eth0 twice"
-        );
-        assert_eq!(
-            check(&["r", "--eth40=A"]).unwrap_err(),
-            "cannot add eth40: the highest is eth39"
-        );
     }
 
     #[test]

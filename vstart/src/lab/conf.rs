@@ -192,6 +192,7 @@ fn unquoted(value: &str, single: bool) -> Result<String, String> {
 mod tests {
     use super::*;
     use crate::machine::Attachment;
+    use crate::transport::Transport;
     use proptest::prelude::*;
 
     fn problem(line: &str) -> (Level, String) {
@@ -230,6 +231,7 @@ mod tests {
                 number,
                 attachment: Attachment::Domain(name.parse().unwrap()),
                 address,
+                transport: Transport::default(),
             })
         };
         let option = |name: &str, value: &str| Setting::Option(name.into(), value.into());

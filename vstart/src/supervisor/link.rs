@@ -83,6 +83,37 @@ impl Link {
         let _ = self.to_agent.send(Frame::new(channel, Kind::Close, [])).await;
     }
 
+    /// Runs a line for the shell, without input, to its end: its exit status, and what it said.
+    pub(crate) async fn command(&self, line: &str) -> io::Result<(u8, String)> {
+        let (ours, theirs) = tokio::io::duplex(4096);
+        let (mut from, mut to) = split(ours);
+        let words = [line.to_owned()];
+        let command = self.run(&words, theirs);
+        let conversation = async {
+            to.write_all(&Frame::new(0, Kind::InputEnd, []).encode()).await?;
+            let (mut decoder, mut buffer, mut said) = (Decoder::default(), [0; 4096], Vec::new());
+            loop {
+                match from.read(&mut buffer).await? {
+                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    length => decoder.push(&buffer[..length]),
+                }
+                while let Some(frame) = decoder.frame().map_err(io::Error::other)? {
+                    match frame.kind {
+                        // More than a window of it is a command that is not meant to be run here.
+                        Kind::Output | Kind::Error => said.extend(frame.contents),
+                        Kind::Exit => {
+                            let code = frame.contents.first().copied().unwrap_or(1);
+                            return Ok((code, String::from_utf8_lossy(&said).into_owned()));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        };
+        let ((), result) = tokio::join!(command, conversation);
+        result
+    }
+
     /// Sends the agent what a user has said; false if that makes no sense.
     async fn pass_on(&self, channel: u32, decoder: &mut Decoder) -> bool {
         loop {

@@ -8,7 +8,9 @@
 //! [`guard`] ends what is left, and the lock on the record falls, so that the next command sees what happened.
 
 mod console;
+mod domains;
 pub mod guard;
+mod interfaces;
 mod link;
 mod run;
 mod telnet;

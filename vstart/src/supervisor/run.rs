@@ -1,6 +1,5 @@
 //! The life of one machine.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -9,26 +8,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use proto::DomainName;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::net::{TcpListener, TcpStream, UnixDatagram, UnixListener};
 use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use super::console::Console;
+use super::domains::Holds;
 use super::guard::Guard;
+use super::interfaces::Change;
 use super::link::Link;
 use super::tty::Slave;
 use super::viewers::{self, Consoles};
 use super::{Event, Events, Plan};
 use crate::kernel_args::{exec_file, kernel_args};
-use crate::machine::{self, Machine, Root, TAP};
+use crate::machine::{self, Machine, Root};
 use crate::mconsole::{Notification, notification};
 use crate::processes::{self, Process};
 use crate::registry::{Claim, Record, Registry, Status, now};
 use crate::stage::Stage;
-use crate::switch;
 
 /// Runs the machine; the event says how that went.
 pub(super) async fn supervise(plan: Plan, events: &Events) -> Event {
@@ -41,11 +41,13 @@ pub(super) async fn supervise(plan: Plan, events: &Events) -> Event {
         Err(error) => return failed(&error, None),
     };
     let mut life = Life {
+        holds: Holds::new(plan.dirs.clone()),
         plan,
         events,
         claim,
         record: None,
         primary: None,
+        link: None,
     };
     let end = life.live().await;
     let last = life.finish(end).await;
@@ -69,12 +71,16 @@ enum End {
     Panic(String),
 }
 
-struct Life<'a> {
-    plan: Plan,
+pub(super) struct Life<'a> {
+    /// What is run, as it is now.
+    pub(super) plan: Plan,
     events: &'a Events,
-    claim: Claim,
-    record: Option<Record>,
+    pub(super) claim: Claim,
+    pub(super) record: Option<Record>,
     primary: Option<Arc<Console>>,
+    pub(super) holds: Holds,
+    /// The way to the agent in the guest.
+    pub(super) link: Option<Arc<Link>>,
 }
 
 impl Life<'_> {
@@ -116,8 +122,11 @@ impl Life<'_> {
         });
         self.set_status(Status::Starting)?;
 
-        let sockets = self.hold_domains()?;
-        let args = kernel_args(self.machine(), &dirs, &sockets)?;
+        let domains = self.hold_domains(None, self.plan.tap.clone()).await?;
+        for domain in domains.keys() {
+            self.step(format!("domain {domain}"));
+        }
+        let args = kernel_args(self.machine(), &dirs, &domains)?;
         if let Some((path, command)) = exec_file(self.machine(), &dirs) {
             fs::write(&path, command).with_context(|| format!("cannot write {}", path.display()))?;
         }
@@ -151,12 +160,14 @@ impl Life<'_> {
             Root::Host { .. } => Some(Link::open().context("cannot make a line to the guest")?),
             Root::Disk { .. } => None,
         };
-        tokio::spawn(viewers::serve(listener, consoles.clone(), link.clone()));
+        self.link.clone_from(&link);
+        let (change, changes) = mpsc::channel(1);
+        tokio::spawn(viewers::serve(listener, consoles.clone(), link.clone(), change));
         let _slaves = self.show(&consoles).await?;
 
         let mut child = self.start_kernel(&args, &primary, consoles[1].as_deref(), link.as_deref())?;
         self.set_status(Status::Booting)?;
-        let ends = self.attend(&mut child, &notifications).await;
+        let ends = self.attend(&mut child, &notifications, changes).await;
         // Whatever is the reason, nothing of the kernel may go on.
         if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
             processes::end_group(pid);
@@ -166,7 +177,13 @@ impl Life<'_> {
     }
 
     /// Waits until the machine ends, and notes on the way how far it is.
-    async fn attend(&mut self, child: &mut Child, notifications: &UnixDatagram) -> Result<End> {
+    async fn attend(
+        &mut self,
+        child: &mut Child,
+        notifications: &UnixDatagram,
+        mut changes: mpsc::Receiver<Change>,
+    ) -> Result<End> {
+        let switch_is_back = self.holds.back.clone();
         let mut boot_limit = std::pin::pin!(tokio::time::sleep(BOOT_PATIENCE));
         let mut front_gone = std::pin::pin!(end_of_input());
         let mut terminate = signal(SignalKind::terminate()).context("cannot handle signals")?;
@@ -199,6 +216,8 @@ impl Life<'_> {
                     }
                     watching_front = false;
                 }
+                Some(change) = changes.recv() => self.change(change).await,
+                () = switch_is_back.notified() => self.reconnect().await,
                 _ = terminate.recv() => return Ok(End::Asked),
                 _ = interrupt.recv() => return Ok(End::Asked),
             }
@@ -236,42 +255,6 @@ impl Life<'_> {
             self.events.send(&Event::Up(Box::new(record.clone())));
         }
         Ok(())
-    }
-
-    /// Makes sure the machine's domains exist, and goes on holding them. Returns where they listen.
-    fn hold_domains(&self) -> Result<BTreeMap<DomainName, String>> {
-        let mut sockets = BTreeMap::new();
-        let domains: Vec<DomainName> = self
-            .machine()
-            .interfaces
-            .iter()
-            .map(|interface| interface.attachment.domain())
-            .collect();
-        if domains.is_empty() {
-            return Ok(sockets);
-        }
-        let mut client = switch::Client::connect_or_start(&self.plan.dirs)?;
-        for domain in &domains {
-            if sockets.contains_key(domain) {
-                continue;
-            }
-            let row = client
-                .hold(domain)
-                .with_context(|| format!("cannot make domain {domain}"))?;
-            let socket = row
-                .sockets
-                .get("uml")
-                .with_context(|| format!("domain {domain} takes no UML machines"))?;
-            sockets.insert(domain.clone(), socket.clone());
-            if let (TAP, Some(device)) = (domain.as_str(), &self.plan.tap) {
-                client
-                    .attach_tap(domain, device)
-                    .with_context(|| format!("cannot attach {device} to domain {domain}"))?;
-            }
-            self.step(format!("domain {domain}"));
-        }
-        tokio::spawn(keep_holding(self.plan.dirs.clone(), domains, client));
-        Ok(sockets)
     }
 
     /// Shows the consoles where the user wants them. What is returned must be kept for the machine's life.
@@ -332,6 +315,7 @@ impl Life<'_> {
         let stage = Stage {
             session: false,
             parent: Some(std::process::id()),
+            cpu: self.machine().cpu,
             // In the order in which the kernel's arguments number them.
             files: secondary
                 .map(|c| &c.slave)
@@ -411,39 +395,6 @@ impl Life<'_> {
     }
 }
 
-/// Keeps the machine's domains alive: over a restart of switchd as well, which it starts again if need be.
-async fn keep_holding(dirs: crate::dirs::Dirs, domains: Vec<DomainName>, client: switch::Client) {
-    let mut client = Some(client);
-    loop {
-        if let Some(held) = client.take() {
-            wait_for_end(held).await;
-        }
-        tokio::time::sleep(HOLD_AGAIN).await;
-        let (dirs, domains) = (dirs.clone(), domains.clone());
-        let again = tokio::task::spawn_blocking(move || -> Result<switch::Client> {
-            let mut client = switch::Client::connect_or_start(&dirs)?;
-            for domain in &domains {
-                client.hold(domain)?;
-            }
-            Ok(client)
-        });
-        if let Ok(Ok(held)) = again.await {
-            client = Some(held);
-        }
-    }
-}
-
-async fn wait_for_end(client: switch::Client) {
-    let stream = client.into_stream();
-    let stream = stream
-        .set_nonblocking(true)
-        .and_then(|()| tokio::net::UnixStream::from_std(stream));
-    if let Ok(mut stream) = stream {
-        let mut buffer = [0; 256];
-        while stream.read(&mut buffer).await.is_ok_and(|length| length > 0) {}
-    }
-}
-
 /// Returns when vstart has closed our input.
 async fn end_of_input() {
     let input = io::stdin();
@@ -479,6 +430,4 @@ fn failed(error: &anyhow::Error, console: Option<&Console>) -> Event {
 const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 /// Time for the kernel's last output to pass through its terminal.
 const LAST_WORDS: Duration = Duration::from_millis(20);
-/// Pause between attempts to hold the domains again.
-const HOLD_AGAIN: Duration = Duration::from_millis(200);
 const LAST_LINES: usize = 12;

@@ -9,11 +9,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
 
 use super::console::Console;
+use super::interfaces::{Change, What};
 use super::link::Link;
 use super::telnet;
 use super::tty::{self, Slave};
+use crate::machine::Interface;
 
 /// The consoles of a machine; one that is off is `None`.
 pub(crate) type Consoles = [Option<Arc<Console>>; 2];
@@ -33,6 +36,18 @@ pub enum Request {
     Run {
         /// The command: one word is a line for the shell.
         words: Vec<String>,
+    },
+    /// One interface more, while the machine runs.
+    Plug {
+        /// The interface.
+        interface: Interface,
+        /// The device that connects the domain `tap` to the host, if that is where it leads.
+        tap: Option<String>,
+    },
+    /// One interface less.
+    Unplug {
+        /// The N of ethN.
+        number: u32,
     },
     /// The viewer's window has another size.
     Resize {
@@ -54,10 +69,18 @@ pub enum Answer {
 }
 
 /// Serves viewers for ever.
-pub(crate) async fn serve(listener: UnixListener, consoles: Consoles, link: Option<Arc<Link>>) {
+pub(crate) async fn serve(
+    listener: UnixListener,
+    consoles: Consoles,
+    link: Option<Arc<Link>>,
+    changes: mpsc::Sender<Change>,
+) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(welcome(stream, consoles.clone(), link.clone()))),
+            Ok((stream, _)) => {
+                let (consoles, link, changes) = (consoles.clone(), link.clone(), changes.clone());
+                drop(tokio::spawn(welcome(stream, consoles, link, changes)));
+            }
             // Out of descriptors: somebody will leave.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
@@ -98,7 +121,12 @@ pub(crate) fn open_window(command: &[String]) -> io::Result<()> {
     Ok(())
 }
 
-async fn welcome(stream: UnixStream, consoles: Consoles, link: Option<Arc<Link>>) {
+async fn welcome(
+    stream: UnixStream,
+    consoles: Consoles,
+    link: Option<Arc<Link>>,
+    changes: mpsc::Sender<Change>,
+) {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     let request = tokio::time::timeout(
@@ -131,6 +159,8 @@ async fn welcome(stream: UnixStream, consoles: Consoles, link: Option<Arc<Link>>
             }
             _ => (Answer::Error("there is no agent in it".into()), None),
         },
+        Ok(Request::Plug { interface, tap }) => (ask(&changes, What::Plug(interface, tap)).await, None),
+        Ok(Request::Unplug { number }) => (ask(&changes, What::Unplug(number)).await, None),
         Err(error) => (
             Answer::Error(format!("cannot understand the request: {error}")),
             None,
@@ -146,6 +176,16 @@ async fn welcome(stream: UnixStream, consoles: Consoles, link: Option<Arc<Link>>
     } else if let Some((link, words)) = command {
         link.run(&words, stream).await;
     }
+}
+
+/// Has the machine changed.
+async fn ask(changes: &mpsc::Sender<Change>, what: What) -> Answer {
+    let (answer, answered) = oneshot::channel();
+    // Without a receiver there is no machine any more, and the answer does not come either.
+    let _ = changes.send(Change { what, answer }).await;
+    answered
+        .await
+        .unwrap_or_else(|_| Answer::Error("the machine has ended".into()))
 }
 
 fn resize(console: &Console, window: Option<(u16, u16)>) {

@@ -21,6 +21,14 @@ pub(crate) fn name(words: &Words) {
     }
 }
 
+/// Calls every interface what users call it, whatever driver it has.
+pub(crate) fn rename(words: &Words) {
+    for number in words.vectors() {
+        let (given, name) = (format!("vec{number}"), format!("eth{number}"));
+        report(ip(&["link", "set", &given, "name", &name]));
+    }
+}
+
 /// Brings up what needs no thought: loopback, and interfaces with an address on the command line.
 pub(crate) fn bring_up(words: &Words) {
     report(ip(&["link", "set", "lo", "up"]));

@@ -45,6 +45,7 @@ pub(crate) fn run() -> Result<()> {
     };
     mounts::writable_root(&words)?;
     network::name(&words);
+    network::rename(&words);
     network::bring_up(&words);
     mounts::host_directories(&words);
     mounts::power_commands();

@@ -68,6 +68,12 @@ impl Words {
         })
     }
 
+    /// The numbers of interfaces that the kernel calls vecN, for users ethN: `vec0:transport=bess,...` is 0.
+    pub(crate) fn vectors(&self) -> impl Iterator<Item = u32> {
+        let number = |key: &str| key.strip_prefix("vec")?.split_once(':')?.0.parse().ok();
+        self.0.iter().filter_map(move |(key, _)| number(key))
+    }
+
     /// Whether a console has a device on the host: `con0=null` and `con0=none` have not.
     pub(crate) fn has_console(&self, number: u32) -> bool {
         !matches!(self.value(&format!("con{number}")), None | Some("null" | "none"))
@@ -116,6 +122,13 @@ mod tests {
             all,
             [("eth0", "10.0.0.2/24".into()), ("eth12", "10.1.0.2/16".into())]
         );
+    }
+
+    #[test]
+    fn vectors_are_found() {
+        let words =
+            Words::parse("vec0:transport=bess,dst=/a,mac=x vector=1 vec12:transport=bess vecx:y=1 vec3=1");
+        assert_eq!(words.vectors().collect::<Vec<_>>(), [0, 12]);
     }
 
     #[test]
