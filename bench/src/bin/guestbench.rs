@@ -1,8 +1,8 @@
 //! `guestbench`: TCP between two real UML kernels, over switchd and over Debian's uml_switch, in one run and in turns.
 //!
-//! The two machines are the same for both switches: each has an interface in a domain of switchd (by vstart) and
-//! another one at a uml_switch (by a word on the kernel's command line). iperf3 runs in the machines, from the host's
-//! own files.
+//! The two machines are the same for all: each has an interface in a domain of switchd, one in another domain by the
+//! kernel's vector driver (both by vstart), and one at a uml_switch (by a word on the kernel's command line). iperf3 runs
+//! in the machines, from the host's own files.
 
 #![forbid(unsafe_code)]
 
@@ -56,7 +56,11 @@ struct Row {
 }
 
 /// Name of the switch, the interface in both machines, and their network.
-const SWITCHES: [(&str, &str, &str); 2] = [("uml_switch", "eth1", "10.0.1"), ("switchd", "eth0", "10.0.0")];
+const SWITCHES: [(&str, &str, &str); 3] = [
+    ("uml_switch", "eth1", "10.0.1"),
+    ("switchd", "eth0", "10.0.0"),
+    ("switchd, vector driver", "eth2", "10.0.2"),
+];
 
 /// Boot, pings and the load of one round take so long at most beyond the load itself.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -178,7 +182,8 @@ impl Lab {
     fn boot(&self, machine: &str, socket: &Path, script: &str) -> anyhow::Result<()> {
         let output = self
             .command("vstart")
-            .args([machine, "-q", "-M", "256", "--eth0=A"])
+            .args([machine, "-q", "-M", "256", "--eth0=A", "--transport=daemon"])
+            .args(["--eth2=B", "--transport=eth2=bess"])
             .arg(format!("--append=eth1=daemon,,,{}", socket.display()))
             // In the background: the machine is up before the load begins.
             .arg(format!(
