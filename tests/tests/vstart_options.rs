@@ -225,7 +225,112 @@ fn the_examples_of_the_manual_print_what_they_run() {
             "{word}"
         );
     }
+
+    // Two machines on one hub: the same socket for both.
+    let socket = |name: &str| {
+        let printed = print(&[name, "--eth0=A"]);
+        let command = printed.lines().last().expect("a command").to_owned();
+        assert!(command.contains(&format!(" umid={name} ")), "{command}");
+        let word = command.split(' ').find(|word| word.starts_with("eth0=daemon,"));
+        let word = word.unwrap_or_else(|| panic!("{command}"));
+        word.split(',').next_back().expect("a socket").to_owned()
+    };
+    assert_eq!(socket("producer"), socket("consumer"));
     assert!(!dir.join(".netkit").exists(), "printing must not make anything");
+}
+
+#[test]
+fn the_examples_about_the_host_and_windows_print_what_they_run() {
+    let home = Home::new();
+    let router = home.ok(
+        "vstart",
+        ["router", "--eth0=tap,10.0.0.1,10.0.0.2", "--eth1=A", "-p"],
+    );
+    let lines: Vec<_> = router.lines().collect();
+    assert_eq!(lines.len(), 5, "{router}");
+    assert!(lines[0].ends_with("tapctl up --json --addr 10.0.0.1"), "{router}");
+    assert!(
+        lines[4].contains(" autoconf_eth0=10.0.0.2 def_route=10.0.0.1 eth0=daemon,")
+            && lines[4].contains(" eth1=daemon,"),
+        "{router}"
+    );
+
+    // Any program of that name will do for what is only printed.
+    let konsole = home.path().join("konsole");
+    fs::write(&konsole, "").unwrap();
+    fs::set_permissions(&konsole, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = home.command("vstart");
+    command
+        .args([
+            "conTest",
+            "--con0=xterm",
+            "--con1=xterm",
+            "--xterm=konsole-tab",
+            "-p",
+        ])
+        .env("DISPLAY", ":7")
+        .env("PATH", format!("/usr/bin:{}", home.path().display()));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    let lines: Vec<_> = printed.lines().collect();
+    assert_eq!(lines.len(), 3, "{printed}");
+    assert!(lines[0].contains(" con0=fd:0,fd:1 con1=fd:3,fd:3 "), "{printed}");
+    for (line, viewer) in [
+        (lines[1], "vconnect conTest"),
+        (lines[2], "vconnect conTest --con 1"),
+    ] {
+        assert!(
+            line.starts_with("konsole --new-tab ") && line.ends_with(viewer),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn a_machine_is_locked_to_a_processor_and_debugged() {
+    let home = Home::new();
+    let output = home.run("vstart", ["pc1", "--cpulock=map", "--debug", "--eth0=A"]);
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    for told in [
+        "switchd run --dir ",
+        "\ntaskset -c 0 /usr/bin/linux.uml umid=pc1 ",
+        " s: domain A\n",
+    ] {
+        assert!(errors.contains(told), "{errors}");
+    }
+    let kernels: Vec<_> = home
+        .processes()
+        .into_iter()
+        .filter(|(_, line)| line.contains("umid=pc1 "))
+        .collect();
+    assert!(!kernels.is_empty());
+    for (pid, line) in kernels {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let allowed = status.lines().find(|line| line.starts_with("Cpus_allowed_list:"));
+        assert_eq!(allowed, Some("Cpus_allowed_list:\t0"), "{line}");
+    }
+    home.ok("vhalt", ["pc1"]);
+    assert!(
+        home.ok("vstart", ["pc1", "-p", "--cpulock=map,0"])
+            .starts_with("taskset -c 0 /usr/bin/linux.uml ")
+    );
+    assert!(
+        home.ok("vstart", ["pc1", "-p", "--cpulock=any"])
+            .starts_with("/usr/bin/linux.uml ")
+    );
+    let error = home.fails(1, "vstart", ["pc1", "--cpulock=5000"]);
+    assert!(
+        error.starts_with("vstart: cannot lock a machine to processor 5000: this command may use 0"),
+        "{error}"
+    );
+    let error = home.fails(2, "vstart", ["pc1", "--cpulock=all"]);
+    assert!(
+        error.contains("'all' is no lock: use any, map, map,N or N"),
+        "{error}"
+    );
+    home.assert_nothing_left();
 }
 
 #[test]
