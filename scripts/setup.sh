@@ -14,6 +14,9 @@ packages='
     iproute2
     iptables
     nftables
+    slirp4netns
+    passt
+    dnsmasq-base
     iperf3
     iputils-ping
     procps

@@ -1,11 +1,16 @@
 //! The command line: definitions only.
 
+#[path = "cli/port.rs"]
+mod port;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use proto::DomainName;
 use proto::ctl::{Drops, FileMode, Mode};
+
+pub(crate) use port::PortCommand;
 
 /// Host collision domains for virtual machines, and look at them
 #[derive(Debug, Parser)]
@@ -26,6 +31,7 @@ Examples:
   switchd domain add B --mode switch --mtu 9000
   switchd port ls A                         who is attached, and what passed
   switchd port add A --tap nk_tap_me        attach a tap device of yours
+  switchd port add A --uplink               lead it to the Internet
   switchd capture A -w a.pcapng             record a domain until Ctrl-C
   switchd capture A | tshark -r -           watch it live
   switchd stats --watch                     counters, every second
@@ -129,36 +135,6 @@ pub(crate) enum DomainCommand {
     Rm {
         /// Name of the domain
         domain: DomainName,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum PortCommand {
-    /// List the ports of one or all domains
-    Ls {
-        /// Name of the domain
-        domain: Option<DomainName>,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Attach a tap device of the host
-    Add {
-        /// Name of the domain
-        domain: DomainName,
-        /// A tap device that exists and that you may attach
-        #[arg(long, value_name = "DEVICE")]
-        tap: String,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// End a port
-    Rm {
-        /// Name of the domain
-        domain: DomainName,
-        /// Number of the port
-        id: u32,
     },
 }
 

@@ -327,6 +327,22 @@ pub fn fetch(net: &Net, address: &str) -> Option<String> {
     })
 }
 
+/// Starts a name server in a network: it knows `server.test`, which is 192.0.2.1. Wherever `host` looks names up, it
+/// asks that server from now on.
+#[track_caller]
+pub fn name_server(net: &Net, host: &Net) -> Process {
+    host.script(
+        "echo 'nameserver 192.0.2.1' >/run/resolv.conf; chmod 644 /run/resolv.conf
+         mount --bind /run/resolv.conf /etc/resolv.conf",
+    );
+    let server = net.start(
+        "dnsmasq --keep-in-foreground --conf-file=/dev/null --no-resolv --no-hosts --user=root --pid-file= \
+         --address=/server.test/192.0.2.1",
+    );
+    wait::until_true("the name server", || net.ok("ss -lunH").contains(":53 "));
+    server
+}
+
 /// How long an answer may take that crosses nothing but memory.
 const SOON: Duration = Duration::from_secs(2);
 

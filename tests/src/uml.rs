@@ -4,7 +4,7 @@
 //! that was started in it is ended, whatever the test has left.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getuid};
 use serde_json::Value;
 
+use crate::netns::Net;
 use crate::program;
 
 /// Longest time a condition is waited for; far more than it takes, as the host may be busy.
@@ -27,6 +28,8 @@ pub struct Home {
     programs: PathBuf,
     /// Runs programs as another user than the test's own.
     user: Option<u32>,
+    /// Runs programs in the network of this process.
+    net: Option<i32>,
 }
 
 /// The user that stands for all ordinary ones: nobody.
@@ -51,7 +54,12 @@ impl Home {
             .tempdir_in("/tmp")
             .expect("/tmp can be written to");
         if user.is_none() {
-            return Self { dir, programs, user };
+            return Self {
+                dir,
+                programs,
+                user,
+                net: None,
+            };
         }
         // An ordinary user may not see the directory the programs were built in.
         let copies = dir.path().join("bin");
@@ -67,7 +75,15 @@ impl Home {
             dir,
             programs: copies,
             user,
+            net: None,
         }
+    }
+
+    /// The same home on another host: commands run in that network.
+    #[must_use]
+    pub fn inside(mut self, net: &Net) -> Self {
+        self.net = Some(net.pid());
+        self
     }
 
     /// The directory itself.
@@ -86,16 +102,18 @@ impl Home {
             false => (program, None),
         };
         let path = self.programs.join(program);
-        let mut command = match self.user {
-            Some(uid) => {
-                let mut command = Command::new("setpriv");
-                let (uid, gid) = (format!("--reuid={uid}"), format!("--regid={uid}"));
-                command.args([&uid, &gid, "--clear-groups", "--"]).arg(path);
-                command
-            }
-            None => Command::new(path),
-        };
+        let mut line: Vec<OsString> = Vec::new();
+        if let Some(pid) = self.net {
+            line.extend(["nsenter", "--target", &pid.to_string(), "--net", "--mount", "--"].map(Into::into));
+        }
+        if let Some(uid) = self.user {
+            let (uid, gid) = (format!("--reuid={uid}"), format!("--regid={uid}"));
+            line.extend(["setpriv", &uid, &gid, "--clear-groups", "--"].map(Into::into));
+        }
+        line.push(path.into());
+        let mut command = Command::new(&line[0]);
         command
+            .args(&line[1..])
             .args(words)
             .env_clear()
             .env("HOME", self.path())

@@ -72,12 +72,16 @@ pub fn kernel_args(
     args.push(dirs.uml_dir_word());
     args.push(format!("mconsole=notify:{}", dirs.notify_socket(name).display()));
     for interface in &machine.interfaces {
-        if let Attachment::Tap { host, guest } = &interface.attachment {
-            args.push(format!("autoconf_{}={guest}", name_in_guest(machine, interface)));
-            // There is one default route, whatever the number of interfaces that lead to the host.
-            if !args.iter().any(|arg| arg.starts_with("def_route=")) {
-                args.push(format!("def_route={host}"));
+        match &interface.attachment {
+            Attachment::Domain(_) => {}
+            Attachment::Tap { host, guest } => {
+                args.push(format!("autoconf_{}={guest}", name_in_guest(machine, interface)));
+                // There is one default route, whatever the number of interfaces that lead to the host.
+                if !args.iter().any(|arg| arg.starts_with("def_route=")) {
+                    args.push(format!("def_route={host}"));
+                }
             }
+            Attachment::Nat => args.push(format!("dhcp={}", name_in_guest(machine, interface))),
         }
         args.push(interface_word(machine, interface, domains)?);
     }
@@ -383,6 +387,16 @@ mod tests {
             args(Machine { interfaces, ..pc1() }),
             Err(ArgsError::NoSocket("tap".parse().unwrap(), Transport::Daemon))
         );
+    }
+
+    #[test]
+    fn the_internet_is_configured_by_dhcp() {
+        let machine = Machine {
+            interfaces: vec!["1=nat".parse().unwrap()],
+            ..pc1()
+        };
+        let args = kernel_args(&machine, &dirs(), &reach("nat", "/h/nat")).unwrap();
+        assert!(args.contains(&"dhcp=eth1".to_owned()), "{args:?}");
     }
 
     #[test]

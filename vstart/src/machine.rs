@@ -121,20 +121,27 @@ pub enum Attachment {
         /// Address of the guest's side.
         guest: IpAddr,
     },
+    /// The Internet, without root; configured by DHCP.
+    Nat,
 }
 
 impl Attachment {
-    /// The domain the interface is in: all taps of a user are one, called `tap`.
+    /// The domain the interface is in: all taps of a user are one, called `tap`, and all that leads to the Internet
+    /// without root is one, called `nat`.
     pub fn domain(&self) -> DomainName {
         match self {
             Self::Domain(domain) => domain.clone(),
             Self::Tap { .. } => TAP.parse().expect("a constant name"),
+            Self::Nat => NAT.parse().expect("a constant name"),
         }
     }
 }
 
 /// The name that stands for the connection to the host.
 pub const TAP: &str = "tap";
+
+/// The name that stands for the connection to the Internet without root.
+pub const NAT: &str = "nat";
 
 /// Where a console is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -235,7 +242,7 @@ impl Interface {
 impl FromStr for Interface {
     type Err = ValueError;
 
-    /// Reads `N=DOMAIN` or `N=tap,TAP-ADDRESS,GUEST-ADDRESS`.
+    /// Reads `N=DOMAIN`, `N=nat` or `N=tap,TAP-ADDRESS,GUEST-ADDRESS`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let no_number = || ValueError::NoNumber(text.to_owned());
         let (number, attachment) = text.split_once('=').ok_or_else(no_number)?;
@@ -265,6 +272,7 @@ impl FromStr for Attachment {
                 })
             }
             (Some(TAP), ..) => Err(ValueError::Tap(text.to_owned())),
+            (Some(NAT), None, ..) => Ok(Self::Nat),
             _ => Ok(Self::Domain(text.parse()?)),
         }
     }
@@ -275,6 +283,7 @@ impl fmt::Display for Attachment {
         match self {
             Self::Domain(domain) => f.pad(domain.as_str()),
             Self::Tap { .. } => f.pad(TAP),
+            Self::Nat => f.pad(NAT),
         }
     }
 }
@@ -335,6 +344,9 @@ mod tests {
         let tap: Interface = "0=tap,10.0.0.1,10.0.0.2".parse().unwrap();
         let (host, guest) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         assert_eq!(tap.attachment, Attachment::Tap { host, guest });
+        let nat: Interface = "0=nat".parse().unwrap();
+        assert_eq!(nat.attachment, Attachment::Nat);
+        assert_eq!(nat.attachment.domain().as_str(), "nat");
     }
 
     #[test]

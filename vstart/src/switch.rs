@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use proto::DomainName;
 use proto::ctl::{self, DomainRow, DomainSpec, PortRow, PortSpec, Reply, Request};
+use proto::uplink::UplinkSpec;
 
 use crate::dirs::Dirs;
 use crate::stage::Stage;
@@ -145,6 +146,17 @@ impl Client {
         self.ports(&Request::PortLs { domain: None })
     }
 
+    /// Makes sure a domain leads to the Internet. An uplink that is there stays as it is.
+    ///
+    /// # Errors
+    /// When switchd refuses.
+    pub fn attach_uplink(&mut self, domain: &DomainName) -> Result<()> {
+        match self.ports(&uplink_request(domain)) {
+            Err(SwitchError::Refused(error)) if error.code == ctl::ErrorCode::Exists => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
     fn ports(&mut self, request: &Request) -> Result<Vec<PortRow>> {
         match self.request(request)? {
             Reply::Ports(rows) => Ok(rows),
@@ -206,6 +218,14 @@ pub fn expected_reach(dirs: &Dirs, user: &str, domain: &DomainName) -> Reach {
     }
 }
 
+/// What [`Client::attach_uplink`] asks.
+pub fn uplink_request(domain: &DomainName) -> Request {
+    Request::PortAdd {
+        domain: domain.clone(),
+        port: PortSpec::Uplink(UplinkSpec::default()),
+    }
+}
+
 /// The arguments switchd is started with.
 pub fn start_args(dirs: &Dirs) -> Vec<String> {
     [
@@ -264,7 +284,8 @@ fn log_path(dirs: &Dirs) -> PathBuf {
     dirs.hubs.join("switchd.log")
 }
 
-const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// Starting the program of an uplink takes the longest, on a busy machine.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 const START_PATIENCE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]

@@ -39,6 +39,17 @@ pub fn listen_seqpacket(path: &Path) -> io::Result<OwnedFd> {
     Ok(listener.into())
 }
 
+/// Connects to `path` so that records are kept apart. The descriptor is non-blocking.
+///
+/// # Errors
+/// As connect(2); `WouldBlock` if the listener has as many connections waiting as it takes.
+pub fn connect_seqpacket(path: &Path) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(socket.into())
+}
+
 /// Takes the next connection of a listener; it is non-blocking.
 ///
 /// # Errors
@@ -202,8 +213,7 @@ mod tests {
         let listener = listen_seqpacket(&path).unwrap();
         assert_eq!(listen(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
         assert_eq!(accept(&listener).unwrap_err().kind(), ErrorKind::WouldBlock);
-        let client = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-        client.connect(&SockAddr::unix(&path).unwrap()).unwrap();
+        let client = connect_seqpacket(&path).unwrap();
         let connection = accept(&listener).unwrap();
         let uid = nix::unistd::geteuid().as_raw();
         assert_eq!(credentials(&connection).unwrap(), (std::process::id(), uid));

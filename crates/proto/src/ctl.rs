@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::DomainName;
+use crate::uplink::UplinkSpec;
 
 /// Longest request or reply line, in bytes; a longer request is refused and the connection closed.
 pub const LONGEST_LINE: usize = 64 * 1024;
@@ -204,6 +205,8 @@ pub enum PortSpec {
         /// Its name.
         interface: String,
     },
+    /// A way to the Internet that needs no privilege.
+    Uplink(UplinkSpec),
 }
 
 /// Who may attach to a domain over VDE: the permissions of its VDE directory.

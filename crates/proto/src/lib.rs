@@ -7,5 +7,6 @@
 pub mod ctl;
 pub mod name;
 pub mod uml;
+pub mod uplink;
 
 pub use name::DomainName;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use proto::DomainName;
-use proto::ctl::{DomainSpec, PortSpec, Reply, Request, VdeAccess};
+use proto::ctl::{DomainSpec, Reply, Request, VdeAccess};
 use serde::Serialize;
 
 use crate::cli::{Command, DomainCommand, FdbArguments, PortCommand};
@@ -72,8 +72,9 @@ pub(crate) fn run(directory: &Path, command: Command) -> anyhow::Result<()> {
                 other => unexpected(&other),
             }
         }
-        Command::Port(PortCommand::Add { domain, tap, json }) => {
-            let port = PortSpec::Tap { interface: tap };
+        Command::Port(PortCommand::Add(arguments)) => {
+            let (domain, json) = (arguments.domain.clone(), arguments.json);
+            let port = arguments.spec();
             match connection.ask(&Request::PortAdd { domain, port })? {
                 Reply::Ports(rows) if json => print_json(&rows),
                 Reply::Ports(_) => Ok(()),

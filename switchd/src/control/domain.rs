@@ -12,6 +12,7 @@ use proto::ctl::{DomainRow, DomainSpec, Mode};
 use proto::uml::Address;
 use tokio::task::AbortHandle;
 
+use super::attendant::Attendant;
 use super::compat::{self, SharedSocket};
 use super::handshake::DataPath;
 use super::vde;
@@ -73,6 +74,10 @@ struct State {
     transient: bool,
     removed: bool,
     listeners: Vec<AbortHandle>,
+    /// Tasks that look after a port. Such a port keeps no transient domain alive.
+    attendants: BTreeMap<PortId, Attendant>,
+    /// It has an uplink, or is just getting one.
+    has_uplink: bool,
 }
 
 impl Domain {
@@ -105,6 +110,36 @@ impl Domain {
     /// A task that accepts clients, to be ended with the domain.
     pub(crate) fn add_listener(&self, listener: AbortHandle) {
         self.state().listeners.push(listener);
+    }
+
+    /// Takes the place of the domain's one uplink; false if there is one.
+    pub(crate) fn claim_uplink(&self) -> bool {
+        !std::mem::replace(&mut self.state().has_uplink, true)
+    }
+
+    /// Gives the place of the uplink back.
+    pub(crate) fn release_uplink(&self) {
+        self.state().has_uplink = false;
+    }
+
+    /// Leaves a port to a task that looks after it. The task comes back if the domain is on its way out.
+    pub(crate) fn attend(&self, port: PortId, attendant: Attendant) -> Result<(), Attendant> {
+        let mut state = self.state();
+        if state.removed {
+            return Err(attendant);
+        }
+        state.attendants.insert(port, attendant);
+        Ok(())
+    }
+
+    /// The task that looks after a port, to be ended.
+    pub(crate) fn dismiss(&self, port: PortId) -> Option<Attendant> {
+        self.state().attendants.remove(&port)
+    }
+
+    /// All tasks that look after ports, to be ended.
+    pub(crate) fn dismiss_all(&self) -> BTreeMap<PortId, Attendant> {
+        std::mem::take(&mut self.state().attendants)
     }
 
     /// Takes a port number: the one asked for, or the lowest free one from 1 on.
@@ -148,7 +183,8 @@ impl Domain {
     /// True if nothing keeps a transient domain alive.
     pub(crate) fn is_unused(&self) -> bool {
         let state = self.state();
-        state.transient && state.holders == 0 && state.ports.is_empty()
+        let attended = |port| state.attendants.contains_key(port);
+        state.transient && state.holders == 0 && state.ports.iter().all(attended)
     }
 
     /// Where the data socket of a port is bound.

@@ -4,6 +4,7 @@
 //! request version 0 (`compat`).
 
 pub(crate) mod accept;
+mod attendant;
 pub(crate) mod bess;
 pub(crate) mod captures;
 pub(crate) mod compat;
@@ -17,4 +18,5 @@ pub(crate) mod registry;
 pub(crate) mod server;
 pub(crate) mod sink;
 pub(crate) mod tap;
+mod uplink;
 pub(crate) mod vde;

@@ -19,7 +19,7 @@ use super::domain::{Domain, Sockets, clear_directory, remove_if_there, settings}
 use super::flight::Flights;
 use super::handshake::Refusal;
 use super::listeners::Listeners;
-use super::{tap, vde};
+use super::{tap, uplink, vde};
 use crate::datapath::capture::{Feed, FeedId};
 use crate::datapath::{Command, DomainId, Handle, NewPort, Snapshot};
 
@@ -187,6 +187,9 @@ impl Registry {
             return self.find(name).map(drop);
         };
         domain.close();
+        for attendant in domain.dismiss_all().into_values() {
+            attendant.end().await;
+        }
         let (done, wait) = oneshot::channel();
         self.workers[domain.worker].send(Command::RemoveDomain(domain.id, done));
         let _ = wait.await;
@@ -232,11 +235,16 @@ impl Registry {
     ) -> Result<PortId, Error> {
         match spec {
             PortSpec::Tap { interface } => tap::add(self, domain, interface).await,
+            PortSpec::Uplink(spec) => uplink::add(self, domain, spec).await,
         }
     }
 
     /// Ends a port; the task that watches it does the rest.
     pub(crate) async fn end_port(&self, domain: &Domain, id: PortId) -> Result<(), Error> {
+        if let Some(attendant) = domain.dismiss(id) {
+            attendant.end().await;
+            return Ok(());
+        }
         let snapshot = self.snapshot(domain).await;
         if !snapshot.is_some_and(|snapshot| snapshot.ports.iter().any(|port| port.id == id)) {
             return Err(Error {
@@ -244,17 +252,20 @@ impl Registry {
                 message: format!("there is no port {id} in domain {}", domain.spec.domain),
             });
         }
+        self.unplug(domain, id).await;
+        Ok(())
+    }
+
+    /// Takes a port away once what it has sent is forwarded; its number stays taken.
+    pub(crate) async fn unplug(&self, domain: &Domain, id: PortId) {
         let _ = self
             .ask(domain, |done| Command::Detach(domain.id, id, done))
             .await;
-        Ok(())
     }
 
     /// Takes a port away once what it has sent is forwarded, and frees its number.
     pub(crate) async fn detach(&self, domain: &Arc<Domain>, id: PortId) {
-        let _ = self
-            .ask(domain, |done| Command::Detach(domain.id, id, done))
-            .await;
+        self.unplug(domain, id).await;
         // The files of a removed domain have gone with it; what is there now belongs to its successor.
         if !domain.is_removed() {
             domain.remove_data_socket(id);

@@ -14,6 +14,7 @@ pub(crate) mod capture;
 mod domain;
 mod flow;
 pub(crate) mod port;
+pub(crate) mod stream;
 pub(crate) mod tap;
 pub(crate) mod uml;
 mod worker;

@@ -10,7 +10,7 @@ use proto::ctl::Peer;
 use tokio::sync::oneshot;
 
 use super::flow::Egress;
-use super::{bess, tap, uml};
+use super::{bess, stream, tap, uml};
 
 /// The carrier of a port's frames, settled once per batch.
 pub(crate) enum Link {
@@ -24,6 +24,10 @@ pub(crate) enum Link {
     Bess(bess::Link),
     /// A tap device of the host.
     Tap(tap::Link),
+    /// A program that leads to the Internet, over a vector guest's connection.
+    Uplink(bess::Link),
+    /// The same over a byte stream.
+    UplinkStream(stream::Link),
 }
 
 /// How receiving went.
@@ -82,6 +86,7 @@ impl Link {
             Self::Dump(_) => "dump",
             Self::Bess(_) => "bess",
             Self::Tap(_) => "tap",
+            Self::Uplink(_) | Self::UplinkStream(_) => "uplink",
         }
     }
 
@@ -89,7 +94,8 @@ impl Link {
     pub(crate) fn fds(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
         match self {
             Self::Uml(link) | Self::Vde(link) | Self::Dump(link) => link.fds(),
-            Self::Bess(link) => (link.fd(), None),
+            Self::Bess(link) | Self::Uplink(link) => (link.fd(), None),
+            Self::UplinkStream(link) => (link.fd(), None),
             Self::Tap(link) => (link.fd(), None),
         }
     }
@@ -97,16 +103,16 @@ impl Link {
     /// True if frames may go out there with their checksum or their cutting left undone.
     fn finishes(&self) -> bool {
         match self {
-            Self::Uml(_) | Self::Vde(_) | Self::Dump(_) | Self::Bess(_) => false,
             Self::Tap(link) => link.finishes(),
+            _ => false,
         }
     }
 
     /// Bytes a receive buffer needs in a domain whose own frames need so many.
     pub(crate) fn frame_bytes(&self, longest_frame: usize) -> usize {
         match self {
-            Self::Uml(_) | Self::Vde(_) | Self::Dump(_) | Self::Bess(_) => longest_frame,
             Self::Tap(link) => link.frame_bytes(longest_frame),
+            _ => longest_frame,
         }
     }
 
@@ -114,7 +120,8 @@ impl Link {
     pub(crate) fn rx(&self, batch: &mut Batch) -> Rx {
         let received = match self {
             Self::Uml(link) | Self::Vde(link) | Self::Dump(link) => link.rx(batch),
-            Self::Bess(link) => link.rx(batch),
+            Self::Bess(link) | Self::Uplink(link) => link.rx(batch),
+            Self::UplinkStream(link) => link.rx(batch),
             Self::Tap(link) => link.rx(batch),
         };
         match received {
@@ -128,7 +135,8 @@ impl Link {
     fn send(&self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
         match self {
             Self::Uml(link) | Self::Vde(link) | Self::Dump(link) => link.tx(batch, frames),
-            Self::Bess(link) => link.tx(batch, frames),
+            Self::Bess(link) | Self::Uplink(link) => link.tx(batch, frames),
+            Self::UplinkStream(link) => link.tx(batch, frames),
             Self::Tap(link) => link.tx(batch, frames),
         }
     }

@@ -108,6 +108,7 @@ fn text(lab: &Lab, out: &mut impl Write) -> io::Result<()> {
             let place = match &interface.attachment {
                 Attachment::Domain(domain) => domain.to_string(),
                 Attachment::Tap { host, guest } => format!("host ({host} there, {guest} here)"),
+                Attachment::Nat => "internet".to_owned(),
             };
             writeln!(out, "  {:6} {place}{address}", interface.name())?;
         }
@@ -133,6 +134,7 @@ fn described(lab: &Lab) -> Value {
                 .map(|interface| {
                     let address = interface.mac(&machine.name).to_string();
                     match &interface.attachment {
+                        Attachment::Nat => json!({ "name": interface.name(), "nat": true, "address": address }),
                         Attachment::Domain(domain) => {
                             json!({ "name": interface.name(), "domain": domain.as_str(), "address": address })
                         }

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::cpulock::CpuLock;
 use crate::kernel_args::{exec_file, kernel_args, shell_quoted};
 use crate::launch::{self, Follow, Outcome};
-use crate::machine::{Attachment, Console, Interface, Machine, Mount};
+use crate::machine::{Attachment, Console, Interface, Machine, Mount, NAT};
 use crate::name::MachineName;
 use crate::supervisor::Plan;
 use crate::switch::{self, in_path, program};
@@ -34,7 +34,8 @@ use crate::windows::{self, Emulator};
 pub(crate) struct Options {
     /// The machine's name, unique per user
     name: MachineName,
-    /// Add interface ethN, attached to a collision domain (or to the host: tap,TAP-ADDRESS,GUEST-ADDRESS)
+    /// Add interface ethN, attached to a collision domain (or to the Internet: nat; or to the host:
+    /// tap,TAP-ADDRESS,GUEST-ADDRESS)
     #[arg(long = "ethN", value_name = "DOMAIN")]
     interfaces: Vec<Interface>,
     #[command(flatten)]
@@ -128,6 +129,7 @@ Examples:
   vstart pc1 -M 256 -e 'touch /tmp/hello' --con0=this
   vstart producer --eth0=A
   vstart router --eth0=A --eth1=B
+  vstart pc1 --eth0=nat
   vstart router --eth0=A --eth1=B -p";
 
 /// This release and the host's kernel.
@@ -389,6 +391,11 @@ fn print(plan: &Plan, out: &mut impl Write) -> Result<()> {
         let request =
             serde_json::to_string(&switch::hold_request(domain)).context("cannot write the request")?;
         writeln!(out, "# {}: {request}", plan.dirs.switch_socket().display())?;
+        if domain.as_str() == NAT {
+            let request =
+                serde_json::to_string(&switch::uplink_request(domain)).context("cannot write the request")?;
+            writeln!(out, "# {}: {request}", plan.dirs.switch_socket().display())?;
+        }
     }
     if let Some((path, command)) = exec_file(machine, &plan.dirs) {
         writeln!(

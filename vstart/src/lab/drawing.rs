@@ -61,6 +61,7 @@ fn place(attachment: &Attachment) -> String {
     match attachment {
         Attachment::Domain(domain) => domain.to_string(),
         Attachment::Tap { .. } => "host".into(),
+        Attachment::Nat => "internet".into(),
     }
 }
 

@@ -59,6 +59,7 @@ pub fn arguments(machine: &LabMachine, vstart: &Command, max_interfaces: u32) ->
         let attachment = match &interface.attachment {
             Attachment::Domain(domain) => domain.to_string(),
             Attachment::Tap { host, guest } => format!("tap,{host},{guest}"),
+            Attachment::Nat => Attachment::Nat.to_string(),
         };
         arguments.push(format!("--{name}={attachment}"));
         if let Some(address) = interface.address {

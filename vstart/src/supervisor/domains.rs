@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::dirs::Dirs;
-use crate::machine::TAP;
+use crate::machine::{NAT, TAP};
 use crate::switch::Client;
 use crate::transport::Reach;
 
@@ -86,10 +86,14 @@ impl Wanted {
                 .hold(domain)
                 .with_context(|| format!("cannot make domain {domain}"))?;
             reached.insert(domain.clone(), Reach::from(&row));
-            if let (TAP, Some(device)) = (domain.as_str(), &self.tap) {
-                client
+            match (domain.as_str(), &self.tap) {
+                (TAP, Some(device)) => client
                     .attach_tap(domain, device)
-                    .with_context(|| format!("cannot attach {device} to domain {domain}"))?;
+                    .with_context(|| format!("cannot attach {device} to domain {domain}"))?,
+                (NAT, _) => client
+                    .attach_uplink(domain)
+                    .with_context(|| format!("cannot lead domain {domain} to the Internet"))?,
+                _ => {}
             }
         }
         Ok((client, reached))

@@ -87,15 +87,23 @@ impl Life<'_> {
         if given != name {
             self.guest(&format!("ip link set {given} name {name}")).await?;
         }
-        if let Attachment::Tap { host, guest } = &interface.attachment {
+        match &interface.attachment {
             // As at the start of the machine; a default route that is there stays.
-            self.guest(&format!(
-                "ip address add {guest}/24 dev {name} && ip link set {name} up && \
-                 {{ ip route show default | grep -q . || ip route add default via {host}; }}"
-            ))
-            .await?;
+            Attachment::Tap { host, guest } => {
+                self.guest(&format!(
+                    "ip address add {guest}/24 dev {name} && ip link set {name} up && \
+                     {{ ip route show default | grep -q . || ip route add default via {host}; }}"
+                ))
+                .await
+            }
+            Attachment::Nat => {
+                self.guest(&format!(
+                    "/run/hubbub/init @dhcp {name} </dev/null >/dev/null 2>&1 &"
+                ))
+                .await
+            }
+            Attachment::Domain(_) => Ok(()),
         }
-        Ok(())
     }
 
     async fn unplug(&mut self, number: u32) -> Result<()> {

@@ -4,7 +4,8 @@
 //! does what Netkit's start-up scripts do with the kernel command line, runs the start-up commands one after the
 //! other, keeps a login shell on every console and ends the machine cleanly.
 //!
-//! The same file is, under other names, the machine's `poweroff`, `halt` and `reboot`.
+//! The same file is, under other names, the machine's `poweroff`, `halt` and `reboot`, and whatever its name the script of
+//! its DHCP client.
 //!
 //! ```text
 //! hostfs / (read-only) --lower--+
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod dhcp;
 mod lab_test;
 mod mounts;
 mod network;
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
         (_, [agent::WORD, line]) => agent::run(line),
         (Some("poweroff" | "halt" | "shutdown"), _) => power::ask(power::Request::PowerOff),
         (Some("reboot"), _) => power::ask(power::Request::Reboot),
+        (_, [dhcp::WORD, interface]) => dhcp::ask(interface),
+        (_, [event]) if dhcp::EVENTS.contains(event) => dhcp::event(event),
         _ if std::process::id() == 1 => startup::run(),
         _ => {
             eprintln!("hubbub-init: this is process 1 of a machine made by vstart; it does nothing here");

@@ -1,10 +1,11 @@
-//! Host name, loopback, and the addresses the command line gives.
+//! Host name, loopback, and the addresses the command line gives or has asked for.
 
 use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::dhcp;
 use crate::mounts::report;
 use crate::words::Words;
 
@@ -36,12 +37,16 @@ pub(crate) fn bring_up(words: &Words) {
         report(ip(&["address", "add", &address, "dev", interface]));
         report(ip(&["link", "set", interface, "up"]));
     }
+    for interface in words.values("dhcp") {
+        report(dhcp::ask(interface));
+    }
     if let Some(gateway) = words.value("def_route") {
         report(ip(&["route", "add", "default", "via", gateway]));
     }
 }
 
-fn ip(args: &[&str]) -> Result<()> {
+/// Runs ip(8).
+pub(crate) fn ip(args: &[&str]) -> Result<()> {
     let line = args.join(" ");
     let output = Command::new("ip")
         .args(args)
