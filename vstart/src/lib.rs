@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod clean;
 pub mod commands;
 pub mod config;
 pub mod cow;
@@ -20,6 +21,7 @@ pub mod halt;
 pub mod kernel_args;
 pub mod lab;
 pub mod launch;
+pub mod listing;
 pub mod machine;
 pub mod mconsole;
 pub mod name;
@@ -32,4 +34,5 @@ pub mod switch;
 pub mod tap;
 pub mod terminal;
 pub mod transport;
+pub mod users;
 pub mod windows;

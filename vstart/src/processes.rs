@@ -58,25 +58,97 @@ impl Process {
 
 /// All processes of a machine's kernel.
 pub fn of_machine(dirs: &Dirs, name: &MachineName) -> Vec<Process> {
-    let words = [format!("umid={name}"), dirs.uml_dir_word()];
-    let uid = getuid().as_raw();
-    let Ok(proc) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    proc.flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| {
-            // Read in this order: what is gone in between has no command line.
-            let dir = format!("/proc/{pid}");
-            owner(Path::new(&dir)) == Some(uid)
-                && fs::read(format!("{dir}/cmdline")).is_ok_and(|line| {
-                    words
-                        .iter()
-                        .all(|word| line.split(|b| *b == 0).any(|arg| arg == word.as_bytes()))
-                })
-        })
-        .filter_map(Process::of)
+    kernels(getuid().as_raw(), dirs)
+        .into_iter()
+        .filter(|kernel| kernel.name == *name)
+        .map(|kernel| kernel.process)
         .collect()
+}
+
+/// A process of a machine's kernel, as the host's process list shows it to everybody.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Kernel {
+    /// The process.
+    pub process: Process,
+    /// The machine.
+    pub name: MachineName,
+    /// The kernel's command line.
+    pub words: Vec<String>,
+}
+
+/// The processes of all kernels that a user runs from these directories, the first of each machine first.
+pub fn kernels(uid: u32, dirs: &Dirs) -> Vec<Kernel> {
+    let place = dirs.uml_dir_word();
+    let mut kernels: Vec<Kernel> = command_lines(Some(uid))
+        .filter(|(_, _, words)| words.contains(&place))
+        .filter_map(|(pid, _, words)| {
+            let name = words.iter().find_map(|word| word.strip_prefix("umid="))?;
+            Some(Kernel {
+                process: Process::of(pid)?,
+                name: name.parse().ok()?,
+                words,
+            })
+        })
+        .collect();
+    kernels.sort_by_key(|kernel| (kernel.process.start, kernel.process.pid));
+    kernels
+}
+
+/// A process that guards a machine: as long as the machine is looked after, there is one, and everybody can see it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Guarded {
+    /// The machine's owner.
+    pub uid: u32,
+    /// The machine.
+    pub name: MachineName,
+    /// Where its owner keeps things.
+    pub dirs: Dirs,
+}
+
+/// The machines of all users, by their guards.
+pub fn guards() -> Vec<Guarded> {
+    command_lines(None)
+        .filter_map(|(_, uid, words)| {
+            let [_, word, name, dirs] = words.as_slice() else {
+                return None;
+            };
+            (word == crate::supervisor::guard::WORD).then_some(())?;
+            Some(Guarded {
+                uid,
+                name: name.parse().ok()?,
+                dirs: serde_json::from_str(dirs).ok()?,
+            })
+        })
+        .collect()
+}
+
+/// Memory of the host that a process takes, in KiB: of what it shares with others, its part (proc_pid_smaps_rollup).
+pub fn memory_kib(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+/// Processes, of one user or of all, with their owner and their command line.
+fn command_lines(of: Option<u32>) -> impl Iterator<Item = (i32, u32, Vec<String>)> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter_map(move |pid| {
+        // Read in this order: what is gone in between has no command line.
+        let dir = format!("/proc/{pid}");
+        let uid = owner(Path::new(&dir)).filter(|uid| of.is_none_or(|of| of == *uid))?;
+        let line = fs::read(format!("{dir}/cmdline"))
+            .ok()
+            .filter(|line| !line.is_empty())?;
+        let words = line.strip_suffix(b"\0").unwrap_or(&line).split(|byte| *byte == 0);
+        Some((
+            pid,
+            uid,
+            words
+                .map(|word| String::from_utf8_lossy(word).into_owned())
+                .collect(),
+        ))
+    })
 }
 
 /// Ends all processes of a machine's kernel at once. True when none is left.

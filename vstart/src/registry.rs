@@ -159,6 +159,22 @@ impl Registry {
             .ok_or_else(|| RegistryError::Unknown(name.clone()))
     }
 
+    /// The machine that is meant by a name or, as in Netkit, by the number of its kernel's process.
+    ///
+    /// # Errors
+    /// When records cannot be read.
+    pub fn resolve(&self, id: &MachineName) -> Result<MachineName> {
+        let Ok(pid) = id.as_str().parse::<i32>() else {
+            return Ok(id.clone());
+        };
+        if self.dirs.machine(id).is_dir() {
+            return Ok(id.clone());
+        }
+        let running = |record: &Record| record.kernel.is_some_and(|kernel| kernel.pid == pid);
+        let found = self.list()?.into_iter().find(running);
+        Ok(found.map_or_else(|| id.clone(), |record| record.machine.name))
+    }
+
     /// The records of all machines, by name. One that is just being made has none yet and is left out.
     ///
     /// # Errors
@@ -171,6 +187,18 @@ impl Registry {
         }
         records.sort_by(|a, b| a.machine.name.cmp(&b.machine.name));
         Ok(records)
+    }
+
+    /// Whether a machine has crashed and something of it is left.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn is_crashed(&self, name: &MachineName) -> Result<bool> {
+        if !self.dirs.machine(name).is_dir() {
+            return Ok(false);
+        }
+        let _guard = self.guard()?;
+        self.is_abandoned(name)
     }
 
     /// Clears away what a crashed machine has left; false if there is nothing or the machine is running.

@@ -76,13 +76,16 @@ fn announce(command: &str, purpose: &str) -> Result<(), TapError> {
     Ok(())
 }
 
-/// Takes the user's tap away, and all that tapctl changed on the host for it.
+/// Takes a tap away, the user's own unless `whose` says more to tapctl, and all that was changed on the host for it. A
+/// dry run only tells.
 ///
 /// # Errors
 /// When tapctl cannot be run or refuses.
-pub fn remove() -> Result<(), TapError> {
+pub fn remove(whose: &[&str], dry: bool) -> Result<(), TapError> {
     announce("vclean", "remove the tap")?;
-    let words = tapctl(&["down"]);
+    let mut words = tapctl(&["down"]);
+    words.extend(whose.iter().map(|&word| word.to_owned()));
+    words.extend(dry.then(|| "--dry-run".to_owned()));
     let status = Command::new(&words[0])
         .args(&words[1..])
         .status()

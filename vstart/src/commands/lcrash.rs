@@ -7,6 +7,7 @@ use clap::Parser;
 
 use super::labs::{Where, code};
 use super::lhalt::finish;
+use crate::halt::Force;
 use crate::lab::end::{Manner, running};
 
 /// End the machines of a lab at once, as if their power were cut
@@ -28,14 +29,17 @@ pub(super) struct Options {
     /// Keep the machines' disks
     #[arg(short = 'F', long)]
     keep_fs: bool,
-    /// End processes and touch no file of the lab; --keep-fs does the same here
-    #[arg(short = 'k', long)]
+    /// Do not tell the kernels to stop: begin with SIGTERM
+    #[arg(short = 'k', long, alias = "kill")]
     just_kill: bool,
+    /// SIGKILL, and without a word
+    #[arg(short, long, conflicts_with = "just_kill")]
+    quick: bool,
     /// List the machines that still run
     #[arg(short, long)]
     list: bool,
     /// Say nothing but errors
-    #[arg(short, long)]
+    #[arg(long)]
     quiet: bool,
 }
 
@@ -43,8 +47,13 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
     let lab = options.place.lab(options.force_lab)?;
     let registry = super::registry()?;
     let records = running(&lab, &lab.select(&options.place.names)?, &registry)?;
-    let remove = !options.keep_fs && !options.just_kill;
-    let well = finish(&lab, &records, Manner::Crash, remove, &registry, options.quiet);
+    let manner = Manner::Crash(match (options.quick, options.just_kill) {
+        (true, _) => Force::Kill,
+        (_, true) => Force::Terminate,
+        _ => Force::Console,
+    });
+    let quiet = options.quiet || options.quick;
+    let well = finish(&lab, &records, manner, !options.keep_fs, &registry, quiet);
     if options.list {
         super::vlist::run(&super::vlist::Options::parse_from(["vlist"]))?;
     }

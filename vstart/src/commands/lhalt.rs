@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Parser;
 
 use super::labs::{Where, code};
+use crate::halt::Force;
 use crate::lab::Lab;
 use crate::lab::end::{Manner, Way, end, running};
 use crate::launch::note;
@@ -41,18 +42,28 @@ pub(super) struct Options {
     /// List the machines that still run
     #[arg(short, long)]
     list: bool,
+    /// Say nothing but errors
+    #[arg(long)]
+    quiet: bool,
 }
 
 pub(super) fn run(options: &Options) -> Result<ExitCode> {
     let manner = if options.quick {
-        Manner::Crash
+        Manner::Crash(Force::Kill)
     } else {
         Manner::Halt(Duration::from_secs(options.timeout))
     };
     let lab = options.place.lab(options.force_lab)?;
     let registry = super::registry()?;
     let records = running(&lab, &lab.select(&options.place.names)?, &registry)?;
-    let well = finish(&lab, &records, manner, options.remove_fs, &registry, false);
+    let well = finish(
+        &lab,
+        &records,
+        manner,
+        options.remove_fs,
+        &registry,
+        options.quiet,
+    );
     if options.list {
         super::vlist::run(&super::vlist::Options::parse_from(["vlist"]))?;
     }
@@ -83,7 +94,7 @@ pub(super) fn finish(
         registry,
         |name, way| match way {
             Ok(Way::Asked) if quiet => {}
-            Ok(Way::Asked) if manner == Manner::Crash => note(&format!("{name}: ended")),
+            Ok(Way::Asked) if matches!(manner, Manner::Crash(_)) => note(&format!("{name}: ended")),
             Ok(Way::Asked) => note(&format!("{name}: halted")),
             Ok(Way::Forced) => note(&format!("{name}: did not halt in time and was ended at once")),
             Ok(Way::Crashed) => note(&format!(

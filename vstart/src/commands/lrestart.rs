@@ -9,6 +9,7 @@ use clap::Parser;
 use super::labs::code;
 use super::lhalt::finish;
 use super::lstart::{Starting, launch, prepare};
+use crate::halt::Force;
 use crate::lab::end::{Manner, running};
 
 /// Halt the machines of a lab and start them again
@@ -36,7 +37,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
     let registry = super::registry()?;
     let records = running(&lab, &lab.select(&starting.place.names)?, &registry)?;
     let manner = if options.quick {
-        Manner::Crash
+        Manner::Crash(Force::Kill)
     } else {
         Manner::Halt(HALT_PATIENCE)
     };

@@ -9,7 +9,10 @@ use clap::{CommandFactory, Parser};
 
 use crate::config::Config;
 use crate::dirs::Dirs;
-use crate::registry::Registry;
+use crate::launch::note;
+use crate::name::MachineName;
+use crate::registry::{Registry, RegistryError};
+use crate::users::Whose;
 use crate::{stage, supervisor};
 
 mod disks;
@@ -137,6 +140,70 @@ fn dirs() -> Result<Dirs> {
 /// The user's machines.
 fn registry() -> Result<Registry> {
     Ok(Registry::new(dirs()?))
+}
+
+/// Tells of an error; true if there is none.
+fn ok(command: &str, result: Result<()>) -> bool {
+    if let Err(error) = &result {
+        note(&format!("{command}: {error:#}"));
+    }
+    result.is_ok()
+}
+
+/// The words of those flags that are set.
+fn flags(flags: &[(&str, bool)]) -> Vec<String> {
+    let set = flags.iter().filter(|(_, set)| *set);
+    set.map(|(word, _)| (*word).to_owned()).collect()
+}
+
+/// Lets other users' machines be dealt with by a command that runs as their owner; `None` if they are the caller's own.
+/// With all users meant, a name stands for the first machine that `vlist -u -` shows of it.
+fn delegate(
+    user: Option<&str>,
+    command: &str,
+    words: &[String],
+    names: &[MachineName],
+) -> Result<Option<ExitCode>> {
+    let whose = Whose::read(user)?;
+    if whose == Whose::Own {
+        return Ok(None);
+    }
+    let rows = vlist::others(&whose, false);
+    let owners = whose.owners();
+    let mut well = true;
+    for name in names {
+        let is = |row: &&crate::listing::Row| {
+            row.name == *name || row.pid.is_some_and(|pid| pid.to_string() == name.as_str())
+        };
+        let Some(row) = rows.iter().find(is) else {
+            well = ok(command, Err(RegistryError::Unknown(name.clone()).into()));
+            continue;
+        };
+        // A user with several state directories is asked once for each: only one knows the name.
+        let owner = owners.iter().filter(|owner| owner.name == row.user);
+        let mut done = false;
+        for owner in owner {
+            let mut line = vec![command.to_owned()];
+            line.extend(words.iter().cloned());
+            line.push(row.name.to_string());
+            let knows = owner.command(&["vlist".into(), "--json".into(), row.name.to_string()])?;
+            if runs_well(knows)? {
+                done = owner.command(&line)?.status()?.success();
+                break;
+            }
+        }
+        well &= done;
+    }
+    Ok(Some(labs::code(well)))
+}
+
+fn runs_well(mut command: std::process::Command) -> Result<bool> {
+    use std::process::Stdio;
+    let silent = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    Ok(silent.status()?.success())
 }
 
 /// The reader of our output has seen enough: that is no error.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::{Lab, LabMachine};
-use crate::halt::{ask, crash};
+use crate::halt::{Force, ask, crash, crash_by};
 use crate::machine::Root;
 use crate::name::MachineName;
 use crate::registry::{Record, Registry, Status};
@@ -19,7 +19,7 @@ pub enum Manner {
     /// They shut down, and have this long for it.
     Halt(Duration),
     /// As if their power were cut.
-    Crash,
+    Crash(Force),
 }
 
 /// How a machine has ended.
@@ -75,9 +75,12 @@ fn end_one(registry: &Registry, record: &Record, manner: Manner) -> Result<Way> 
         crash(registry, name)?;
         return Ok(Way::Crashed);
     }
-    let Manner::Halt(patience) = manner else {
-        crash(registry, name)?;
-        return Ok(Way::Asked);
+    let patience = match manner {
+        Manner::Halt(patience) => patience,
+        Manner::Crash(force) => {
+            crash_by(registry, name, force)?;
+            return Ok(Way::Asked);
+        }
     };
     // One that ended at this moment cannot be asked, and has nothing to wait for.
     let asked = ask(registry, name).is_ok() || registry.find(name).is_err();

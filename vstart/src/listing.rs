@@ -1,0 +1,283 @@
+//! What `vlist` shows of a machine: from its record, or, of another user's, from the host's process list.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::dirs::Dirs;
+use crate::machine::{Console, Mount, Root};
+use crate::name::MachineName;
+use crate::processes::{Guarded, kernels, memory_kib, of_machine};
+use crate::registry::{Record, Status, now};
+use crate::users::name_of;
+
+/// A machine as `vlist --json` prints it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// Its name, unique for its owner.
+    pub name: MachineName,
+    /// Its owner.
+    pub user: String,
+    /// How far it is; `running` if that cannot be seen.
+    pub status: String,
+    /// The kernel's main process.
+    pub pid: Option<i32>,
+    /// The process that looks after it.
+    pub supervisor_pid: Option<i32>,
+    /// When it was started, in seconds since 1970.
+    pub started: Option<u64>,
+    /// Seconds since then.
+    pub uptime_s: Option<u64>,
+    /// Memory of the guest, in MB.
+    pub memory_mb: Option<u32>,
+    /// The kernel.
+    pub kernel: String,
+    /// Its interfaces, by rising number.
+    pub interfaces: Vec<Attached>,
+    /// The kernel's command line.
+    pub command: Vec<String>,
+    /// What is shown of a machine that was asked for by name.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Details>,
+}
+
+/// An interface of a machine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Attached {
+    /// Its name in the guest.
+    pub name: String,
+    /// The domain it is attached to.
+    pub domain: String,
+    /// Its address; empty if that cannot be seen.
+    pub mac: String,
+    /// The socket of the domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<String>,
+}
+
+/// The rest of what is known of a machine.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Details {
+    /// Memory of the host that all its processes take, in KiB.
+    pub used_memory_kib: u64,
+    /// The model file system; the host's own files if absent.
+    pub model_fs: Option<PathBuf>,
+    /// Where changes to it go.
+    pub filesystem: Option<PathBuf>,
+    /// Further disks.
+    pub disks: Vec<PathBuf>,
+    /// Where the kernel's modules are from.
+    pub modules: Option<PathBuf>,
+    /// What the guest sees of the host, beside its root.
+    pub hosthome: Option<PathBuf>,
+    /// The lab.
+    pub hostlab: Option<PathBuf>,
+    /// The lab's working directory.
+    pub hostwd: Option<PathBuf>,
+    /// Further directories of the host.
+    pub mounts: Vec<Mount>,
+    /// The command run while booting.
+    pub exec: Option<String>,
+    /// Where the consoles are shown.
+    pub consoles: [String; 2],
+    /// Further words for the kernel.
+    pub append: Vec<String>,
+    /// The kernel's management console.
+    pub mconsole: PathBuf,
+}
+
+impl Row {
+    /// A machine by its record; in detail if that is asked for.
+    pub fn of(record: &Record, dirs: &Dirs, in_detail: bool) -> Self {
+        let machine = &record.machine;
+        let sockets: Vec<(String, String)> = interface_words(&record.command)
+            .map(|(name, _, socket)| (name, socket))
+            .collect();
+        let interfaces = machine.interfaces.iter().map(|interface| Attached {
+            name: interface.name(),
+            domain: interface.attachment.to_string(),
+            mac: interface.mac(&machine.name).to_string(),
+            socket: sockets
+                .iter()
+                .find(|(name, _)| *name == interface.name())
+                .map(|(_, socket)| socket.clone()),
+        });
+        Self {
+            name: machine.name.clone(),
+            user: name_of(nix::unistd::getuid().as_raw()),
+            status: record.status.as_str().to_owned(),
+            pid: record.kernel.map(|kernel| kernel.pid),
+            supervisor_pid: Some(record.supervisor.pid),
+            started: Some(record.started),
+            uptime_s: Some(now().saturating_sub(record.started)),
+            memory_mb: Some(machine.memory_mb),
+            kernel: machine.kernel.display().to_string(),
+            interfaces: interfaces.collect(),
+            command: record.command.clone(),
+            details: in_detail.then(|| Details::of(record, dirs)),
+        }
+    }
+
+    /// A machine of a user whose records we may not read.
+    pub fn seen(guarded: &Guarded) -> Self {
+        let user = name_of(guarded.uid);
+        let kernel = kernels(guarded.uid, &guarded.dirs)
+            .into_iter()
+            .find(|kernel| kernel.name == guarded.name);
+        let words = kernel
+            .as_ref()
+            .map(|kernel| kernel.words.clone())
+            .unwrap_or_default();
+        let memory = words
+            .iter()
+            .find_map(|word| word.strip_prefix("mem=")?.strip_suffix('M')?.parse().ok());
+        let interfaces = interface_words(&words).map(|(name, mac, socket)| Attached {
+            domain: domain_of(&socket, &user).unwrap_or_else(|| "?".into()),
+            name,
+            mac,
+            socket: Some(socket),
+        });
+        Self {
+            name: guarded.name.clone(),
+            status: if kernel.is_some() {
+                "running"
+            } else {
+                Status::Starting.as_str()
+            }
+            .into(),
+            pid: kernel.map(|kernel| kernel.process.pid),
+            supervisor_pid: None,
+            started: None,
+            uptime_s: None,
+            memory_mb: memory,
+            kernel: words.first().cloned().unwrap_or_default(),
+            interfaces: interfaces.collect(),
+            command: words,
+            details: None,
+            user,
+        }
+    }
+}
+
+impl Details {
+    fn of(record: &Record, dirs: &Dirs) -> Self {
+        let machine = &record.machine;
+        let (model, changes) = match &machine.root {
+            Root::Host { .. } => (None, None),
+            Root::Disk { model, changes } => (Some(model.clone()), changes.clone()),
+        };
+        let processes = of_machine(dirs, &machine.name);
+        let consoles = [0, 1].map(|number| match (&machine.consoles[number], &record.ptys[number]) {
+            (_, Some(pty)) => pty.display().to_string(),
+            (Console::Port(port), None) => format!("port {port}"),
+            (Console::Xterm, None) => "in a window".into(),
+            (Console::This, None) => "the terminal of its start".into(),
+            (Console::Tmux, None) => "tmux".into(),
+            (Console::Pty | Console::Detached, None) => "detached".into(),
+            (Console::None, None) => "none".into(),
+        });
+        Self {
+            used_memory_kib: processes
+                .iter()
+                .filter_map(|process| memory_kib(process.pid))
+                .sum(),
+            model_fs: model,
+            filesystem: changes,
+            disks: machine.disks.iter().map(|disk| disk.file.clone()).collect(),
+            modules: machine.modules.clone(),
+            hosthome: machine.hosthome.clone(),
+            hostlab: machine.hostlab.clone(),
+            hostwd: machine.hostwd.clone(),
+            mounts: machine.mounts.clone(),
+            exec: machine.exec.clone(),
+            consoles,
+            append: machine.append.clone(),
+            mconsole: dirs.mconsole_socket(&machine.name),
+        }
+    }
+}
+
+/// The interfaces on a kernel's command line: name, address and socket.
+fn interface_words(words: &[String]) -> impl Iterator<Item = (String, String, String)> {
+    words.iter().filter_map(|word| {
+        let (name, value) = word.split_once('=')?;
+        let number = name.strip_prefix("eth")?;
+        let daemon: Vec<&str> = value.split(',').collect();
+        match daemon.as_slice() {
+            ["daemon", mac, _, socket, ..] if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Some((name.to_owned(), (*mac).to_owned(), (*socket).to_owned()))
+            }
+            _ => None,
+        }
+    })
+}
+
+/// The domain whose socket has this path.
+fn domain_of(socket: &str, user: &str) -> Option<String> {
+    let file = Path::new(socket).file_name()?.to_str()?;
+    let name = file.strip_prefix(&format!("vhub_{user}_"))?;
+    Some(name.split('.').next()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_are_read_from_a_command_line() {
+        let words = [
+            "umid=a",
+            "eth0=daemon,02:00:00:00:00:01,unix,/h/vhub_bob_A.cnct",
+            "ethx=1",
+            "eth1=tuntap,a",
+        ]
+        .map(str::to_owned);
+        let found: Vec<_> = interface_words(&words).collect();
+        assert_eq!(found.len(), 1);
+        let (name, mac, socket) = &found[0];
+        assert_eq!((name.as_str(), mac.as_str()), ("eth0", "02:00:00:00:00:01"));
+        assert_eq!(domain_of(socket, "bob").as_deref(), Some("A"));
+        assert_eq!(domain_of(socket, "eve"), None);
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read() {
+        let details = Details {
+            used_memory_kib: 7,
+            model_fs: None,
+            filesystem: None,
+            disks: vec![],
+            modules: None,
+            hosthome: None,
+            hostlab: Some("/lab".into()),
+            hostwd: None,
+            mounts: vec![],
+            exec: None,
+            consoles: ["detached".into(), "none".into()],
+            append: vec![],
+            mconsole: "/m".into(),
+        };
+        let row = Row {
+            name: "pc1".parse().unwrap(),
+            user: "bob".into(),
+            status: "up".into(),
+            pid: Some(1),
+            supervisor_pid: None,
+            started: None,
+            uptime_s: None,
+            memory_mb: None,
+            kernel: String::new(),
+            interfaces: vec![],
+            command: vec![],
+            details: Some(details),
+        };
+        for details in [row.details.clone(), None] {
+            let row = Row {
+                details,
+                ..row.clone()
+            };
+            let text = serde_json::to_string(&row).unwrap();
+            assert_eq!(serde_json::from_str::<Row>(&text).unwrap(), row);
+        }
+    }
+}
