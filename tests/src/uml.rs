@@ -46,6 +46,12 @@ impl Home {
         Self::of(getuid().is_root().then_some(ORDINARY))
     }
 
+    /// The home of a user of this number, which only root can make.
+    pub fn of_user(user: u32) -> Self {
+        assert!(getuid().is_root(), "this test needs root");
+        Self::of(Some(user))
+    }
+
     fn of(user: Option<u32>) -> Self {
         let programs = programs();
         // Not in TMPDIR, which may be too deep for socket paths.
