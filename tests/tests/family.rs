@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sys::signal::{Signal, kill};
@@ -156,6 +158,77 @@ fn a_kernel_that_hears_nothing_is_killed_in_the_end() {
     // One by way of all stages, the other by the last two.
     home.ok("vcrash", ["pc1"]);
     home.ok("vcrash", ["-k", "pc2"]);
+    home.assert_nothing_left();
+}
+
+/// Somebody at a terminal on which a program runs.
+struct Typist {
+    terminal: fs::File,
+    shown: String,
+}
+
+impl Typist {
+    /// Types, and waits until what is shown from then on has the text.
+    #[track_caller]
+    fn types(&mut self, keys: &str, answer: &str) {
+        self.shown.clear();
+        self.terminal.write_all(keys.as_bytes()).unwrap();
+        wait_for(&format!("'{answer}' after {keys:?}"), || {
+            let mut buffer = [0; 4096];
+            if let Ok(length) = self.terminal.read(&mut buffer) {
+                self.shown.push_str(&text(&buffer[..length]));
+            }
+            self.shown.contains(answer)
+        });
+    }
+}
+
+#[test]
+fn the_prompt_of_vmconsole_remembers_and_completes() {
+    let home = Home::new();
+    home.start("pc1", &[]);
+    let sit_down = || {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let child = home
+            .command("vmconsole")
+            .arg("pc1")
+            .env("TERM", "xterm")
+            .stdin(pty.slave.try_clone().unwrap())
+            .stdout(pty.slave.try_clone().unwrap())
+            .stderr(pty.slave)
+            .spawn()
+            .unwrap();
+        nix::fcntl::fcntl(
+            &pty.master,
+            nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
+        )
+        .unwrap();
+        let mut typist = Typist {
+            terminal: pty.master.into(),
+            shown: String::new(),
+        };
+        typist.types("", "pc1> ");
+        (typist, child)
+    };
+    let (mut typist, child) = sit_down();
+    typist.types("version\r", "Linux pc1 ");
+    typist.types("\u{1b}[A\r", "Linux pc1 ");
+    typist.types("sto\t\r", "stopped");
+    typist.types("go\r", "pc1> ");
+    typist.types("fly\r", "Unknown command");
+    typist.types("half a line\u{3}", "pc1> ");
+    typist.terminal.write_all(b"\x04").unwrap();
+    assert!(tests::uml::output(child).status.success());
+    // The next time, what was typed the last time is still there: before fly, go; before go, stop.
+    let (mut typist, child) = sit_down();
+    typist.types("\u{1b}[A\u{1b}[A\u{1b}[A\r", "stopped");
+    typist.types("go\r", "pc1> ");
+    typist.terminal.write_all(b"quit\r").unwrap();
+    assert!(tests::uml::output(child).status.success());
+    let history = home.path().join(".netkit/vmconsole_history");
+    assert_eq!(fs::metadata(&history).unwrap().mode() & 0o777, 0o600);
+    fs::remove_file(history).unwrap();
+    home.ok("vhalt", ["pc1"]);
     home.assert_nothing_left();
 }
 

@@ -297,9 +297,84 @@ fn a_lab_is_described_and_drawn() {
     );
     let (out, _) = run(&home, 0, "linfo", &["-m", "-", "--format", "mermaid"]);
     assert!(out.starts_with("graph TD\n"), "{out}");
-    let (_, err) = run(&home, 1, "linfo", &["-m", "map.png"]);
-    assert!(err.contains("write SVG"), "{err}");
+    // As pixels if nothing else is said; another program reads it.
+    for file in ["map.png", "map"] {
+        run(&home, 0, "linfo", &["-m", file]);
+        let shown = std::process::Command::new(tests::program::tool("tshark"))
+            .args(["-V", "-r", file])
+            .current_dir(&lab)
+            .output()
+            .unwrap();
+        let shown = text(&shown.stdout);
+        for line in [
+            "Portable Network Graphics",
+            "Height: 260",
+            "Colour Type: Truecolour",
+            "(IEND)",
+        ] {
+            assert!(shown.contains(line), "{line}: {shown}");
+        }
+    }
+    let (_, err) = run(&home, 1, "linfo", &["-m", "map.gif"]);
+    assert!(err.contains("use svg, png, dot or mermaid\nhint: "), "{err}");
     fs::remove_dir_all(&lab).unwrap();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn several_directories_are_one_lab() {
+    let home = Home::new();
+    for (dir, conf) in [
+        ("lab3a", "LAB_MACHINES=a\na[0]=X\n"),
+        ("lab3b", "LAB_MACHINES=b\nb[0]=X\nb[1]=Y\n"),
+        ("lab4", "LAB_MACHINES=c\nc[0]=Z\n"),
+    ] {
+        fs::create_dir(home.path().join(dir)).unwrap();
+        fs::write(home.path().join(dir).join("lab.conf"), conf).unwrap();
+    }
+    fs::create_dir(home.path().join("lab3 notes")).unwrap();
+    let linfo = |here: &str, args: &[&str]| {
+        let mut linfo = home.command("linfo");
+        let output = linfo
+            .args(args)
+            .current_dir(home.path().join(here))
+            .output()
+            .unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let edges = |here: &str, args: &[&str]| {
+        let (code, out, err) = linfo(here, &[args, &["-m", "-", "--format", "dot"]].concat());
+        assert_eq!(code, Some(0), "{err}");
+        out.lines()
+            .filter(|line| line.contains(" -- "))
+            .map(|line| line.trim().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let (a, b) = (
+        "\"m-a\" -- \"d-X\" [label=\"eth0\"];",
+        "\"m-b\" -- \"d-X\" [label=\"eth0\"];",
+    );
+    let b1 = "\"m-b\" -- \"d-Y\" [label=\"eth1\"];";
+    let c = "\"m-c\" -- \"d-Z\" [label=\"eth0\"];";
+    assert_eq!(edges(".", &["-d", "lab3a", "-d", "lab4"]), [a, c]);
+    assert_eq!(edges("lab3a", &["-a"]), [a, b, b1]);
+    assert_eq!(edges("lab3a", &["--auto=../lab[34]*"]), [a, b, b1, c]);
+    assert_eq!(edges("lab4", &["-a../lab3?", "-d", "../lab3a", "b"]), [b, b1]);
+    let (_, out, _) = linfo("lab3a", &["-a"]);
+    assert_eq!(out.matches("machines     1").count(), 2, "{out}");
+    let (_, out, _) = linfo("lab3a", &["-a", "--json"]);
+    let described: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(described[1]["machines"][0]["name"], "b");
+    let (code, _, err) = linfo("lab4", &["-a../nothing*"]);
+    assert!(code == Some(1) && err.contains("there is no lab in "), "{err}");
+    let (code, _, err) = linfo("lab3a", &["-a", "c"]);
+    assert!(
+        code == Some(1) && err.contains("there is no machine c in the lab in "),
+        "{err}"
+    );
+    for dir in ["lab3a", "lab3b", "lab4", "lab3 notes"] {
+        fs::remove_dir_all(home.path().join(dir)).unwrap();
+    }
     home.assert_nothing_left();
 }
 

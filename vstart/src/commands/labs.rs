@@ -41,7 +41,7 @@ pub(super) fn run(name: &str, args: Vec<OsString>) -> Result<ExitCode> {
         "lclean" => lclean::run(&lclean::Options::parse_from(args)),
         "lcrash" => lcrash::run(&lcrash::Options::parse_from(args)),
         "lhalt" => lhalt::run(&lhalt::Options::parse_from(args)),
-        "linfo" => linfo::run(&linfo::Options::parse_from(args)),
+        "linfo" => linfo::run(&linfo::Options::parse_from(linfo::with_auto(args))),
         "lrestart" => lrestart::run(&lrestart::Options::parse_from(lstart::with_parallel(args))),
         "ltest" => ltest::run(&ltest::Options::parse_from(lstart::with_parallel(args))),
         _ => lstart::run(&lstart::Options::parse_from(lstart::with_parallel(args))),

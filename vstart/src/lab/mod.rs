@@ -13,7 +13,9 @@ pub mod dep;
 pub mod drawing;
 pub mod end;
 pub mod options;
+pub mod picture;
 pub mod schedule;
+pub mod sketch;
 pub mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
