@@ -70,7 +70,7 @@ fn vlist_knows_everything_about_a_machine() {
                 "  eth0        domain A, address {}",
                 home.machine("pc1")["interfaces"][0]["mac"].as_str().unwrap()
             ),
-            format!(", socket {}", socket.display()),
+            format!(", daemon socket {}", socket.display()),
             "  model fs    none: the host's own files\n".to_owned(),
             format!("  hosthome    {}\n", home.path().display()),
             format!("  hostlab     {}\n", lab.display()),
@@ -172,7 +172,9 @@ impl Typist {
     #[track_caller]
     fn types(&mut self, keys: &str, answer: &str) {
         self.shown.clear();
-        self.terminal.write_all(keys.as_bytes()).unwrap();
+        self.terminal
+            .write_all(keys.as_bytes())
+            .expect("a terminal takes what is typed");
         wait_for(&format!("'{answer}' after {keys:?}"), || {
             let mut buffer = [0; 4096];
             if let Ok(length) = self.terminal.read(&mut buffer) {

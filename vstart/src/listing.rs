@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cpulock::CpuLock;
 use crate::dirs::Dirs;
 use crate::machine::{Console, Mount, Root};
 use crate::name::MachineName;
 use crate::processes::{Guarded, kernels, memory_kib, of_machine};
 use crate::registry::{Record, Status, now};
+use crate::transport::Transport;
 use crate::users::name_of;
 
 /// A machine as `vlist --json` prints it.
@@ -50,6 +52,9 @@ pub struct Attached {
     pub domain: String,
     /// Its address; empty if that cannot be seen.
     pub mac: String,
+    /// How its frames get to the domain.
+    #[serde(default)]
+    pub transport: Transport,
     /// The socket of the domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,
@@ -66,6 +71,8 @@ pub struct Details {
     pub filesystem: Option<PathBuf>,
     /// Further disks.
     pub disks: Vec<PathBuf>,
+    /// The processor of the host it may use.
+    pub cpu: CpuLock,
     /// Where the kernel's modules are from.
     pub modules: Option<PathBuf>,
     /// What the guest sees of the host, beside its root.
@@ -90,17 +97,17 @@ impl Row {
     /// A machine by its record; in detail if that is asked for.
     pub fn of(record: &Record, dirs: &Dirs, in_detail: bool) -> Self {
         let machine = &record.machine;
-        let sockets: Vec<(String, String)> = interface_words(&record.command)
-            .map(|(name, _, socket)| (name, socket))
-            .collect();
+        let words: Vec<Word<'_>> = interface_words(&record.command).collect();
         let interfaces = machine.interfaces.iter().map(|interface| Attached {
             name: interface.name(),
             domain: interface.attachment.to_string(),
             mac: interface.mac(&machine.name).to_string(),
-            socket: sockets
+            transport: interface.transport,
+            // One that was added while the machine ran is not on the command line.
+            socket: words
                 .iter()
-                .find(|(name, _)| *name == interface.name())
-                .map(|(_, socket)| socket.clone()),
+                .find(|word| word.name == interface.name())
+                .map(|word| word.socket.to_owned()),
         });
         Self {
             name: machine.name.clone(),
@@ -131,12 +138,14 @@ impl Row {
         let memory = words
             .iter()
             .find_map(|word| word.strip_prefix("mem=")?.strip_suffix('M')?.parse().ok());
-        let interfaces = interface_words(&words).map(|(name, mac, socket)| Attached {
-            domain: domain_of(&socket, &user).unwrap_or_else(|| "?".into()),
-            name,
-            mac,
-            socket: Some(socket),
+        let interfaces = interface_words(&words).map(|word| Attached {
+            domain: domain_of(word.socket, &user).unwrap_or_else(|| "?".into()),
+            name: word.name,
+            mac: word.mac.to_owned(),
+            transport: word.transport,
+            socket: Some(word.socket.to_owned()),
         });
+        let interfaces = interfaces.collect();
         Self {
             name: guarded.name.clone(),
             status: if kernel.is_some() {
@@ -151,7 +160,7 @@ impl Row {
             uptime_s: None,
             memory_mb: memory,
             kernel: words.first().cloned().unwrap_or_default(),
-            interfaces: interfaces.collect(),
+            interfaces,
             command: words,
             details: None,
             user,
@@ -184,6 +193,7 @@ impl Details {
             model_fs: model,
             filesystem: changes,
             disks: machine.disks.iter().map(|disk| disk.file.clone()).collect(),
+            cpu: machine.cpu,
             modules: machine.modules.clone(),
             hosthome: machine.hosthome.clone(),
             hostlab: machine.hostlab.clone(),
@@ -197,18 +207,34 @@ impl Details {
     }
 }
 
-/// The interfaces on a kernel's command line: name, address and socket.
-fn interface_words(words: &[String]) -> impl Iterator<Item = (String, String, String)> {
+/// An interface on a kernel's command line.
+struct Word<'a> {
+    name: String,
+    transport: Transport,
+    mac: &'a str,
+    socket: &'a str,
+}
+
+/// The interfaces on a kernel's command line.
+fn interface_words(words: &[String]) -> impl Iterator<Item = Word<'_>> {
     words.iter().filter_map(|word| {
-        let (name, value) = word.split_once('=')?;
-        let number = name.strip_prefix("eth")?;
-        let daemon: Vec<&str> = value.split(',').collect();
-        match daemon.as_slice() {
-            ["daemon", mac, _, socket, ..] if number.bytes().all(|byte| byte.is_ascii_digit()) => {
-                Some((name.to_owned(), (*mac).to_owned(), (*socket).to_owned()))
-            }
-            _ => None,
-        }
+        let at = word.find(['=', ':'])?;
+        let (device, value) = (&word[..at], &word[at + 1..]);
+        let number: u32 = device.get(3..)?.parse().ok()?;
+        let fields: Vec<&str> = value.split(',').collect();
+        let named = |key: &str| fields.iter().find_map(|field| field.strip_prefix(key));
+        let (transport, mac, socket) = match (device.get(..3)?, fields.as_slice()) {
+            ("eth", ["daemon", mac, _, socket, ..]) => (Transport::Daemon, *mac, *socket),
+            ("eth", ["vde", socket, mac, ..]) => (Transport::Vde, *mac, *socket),
+            ("vec", _) => (Transport::Bess, named("mac=")?, named("dst=")?),
+            _ => return None,
+        };
+        Some(Word {
+            name: format!("eth{number}"),
+            transport,
+            mac,
+            socket,
+        })
     })
 }
 
@@ -230,12 +256,25 @@ mod tests {
             "eth0=daemon,02:00:00:00:00:01,unix,/h/vhub_bob_A.cnct",
             "ethx=1",
             "eth1=tuntap,a",
+            "eth2=vde,/h/vhub_bob_B.vde,02:00:00:00:00:02",
+            "vec3:transport=bess,dst=/h/vhub_bob_C.bess,mac=02:00:00:00:00:03,mtu=9000",
         ]
         .map(str::to_owned);
-        let found: Vec<_> = interface_words(&words).collect();
-        assert_eq!(found.len(), 1);
-        let (name, mac, socket) = &found[0];
-        assert_eq!((name.as_str(), mac.as_str()), ("eth0", "02:00:00:00:00:01"));
+        let found: Vec<_> = interface_words(&words)
+            .map(|word| {
+                let domain = domain_of(word.socket, "bob").unwrap_or_default();
+                format!("{} {} {} {domain}", word.name, word.transport, word.mac)
+            })
+            .collect();
+        assert_eq!(
+            found,
+            [
+                "eth0 daemon 02:00:00:00:00:01 A",
+                "eth2 vde 02:00:00:00:00:02 B",
+                "eth3 bess 02:00:00:00:00:03 C"
+            ]
+        );
+        let socket = "/h/vhub_bob_A.cnct";
         assert_eq!(domain_of(socket, "bob").as_deref(), Some("A"));
         assert_eq!(domain_of(socket, "eve"), None);
     }
@@ -247,6 +286,7 @@ mod tests {
             model_fs: None,
             filesystem: None,
             disks: vec![],
+            cpu: CpuLock::Any,
             modules: None,
             hosthome: None,
             hostlab: Some("/lab".into()),

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use nix::unistd::geteuid;
 
+use crate::cpulock::CpuLock;
 use crate::launch::note;
 use crate::listing::{Details, Row};
 use crate::name::MachineName;
@@ -211,7 +212,7 @@ fn detail(out: &mut impl Write, row: &Row) -> io::Result<()> {
             text += &format!(", address {}", interface.mac);
         }
         if let Some(socket) = &interface.socket {
-            text += &format!(", socket {socket}");
+            text += &format!(", {} socket {socket}", interface.transport);
         }
         line(&interface.name, &text)?;
     }
@@ -256,6 +257,9 @@ fn details_lines(details: &Details) -> Vec<(String, String)> {
             .iter()
             .map(|disk| ("disk".to_owned(), disk.display().to_string())),
     );
+    if let CpuLock::Cpu(processor) = details.cpu {
+        lines.push(("processor".into(), processor.to_string()));
+    }
     for mount in &details.mounts {
         let text = format!("{} on {}", mount.source.display(), mount.target.display());
         lines.push(("mount".into(), text));
