@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::frames::FrameSet;
-use crate::offload::{BadHeader, VNET_HEADER_BYTES, Work};
+use crate::offload::{BadHeader, Offloads, VNET_HEADER_BYTES, Work};
 
 /// Most frames a batch holds: one bit each in a [`FrameSet`].
 pub const BATCH_FRAMES: usize = 64;
@@ -13,12 +13,15 @@ const STRIDE_BYTES: usize = 64;
 
 /// Frames received together from one port.
 ///
-/// The receiver fills buffers from the first on and then says how long each frame was ([`Batch::filled`]). Bytes of
-/// earlier frames stay behind in the slab, but [`Batch::frame`] never shows them.
+/// The receiver fills buffers from the first on and then says how long each frame was ([`Batch::filled`]); or, where it
+/// knows the length beforehand, it takes a buffer for one frame after the other ([`Batch::append`]). Bytes of earlier
+/// frames stay behind in the slab, but [`Batch::frame`] never shows them.
 pub struct Batch {
     slab: Box<[u8]>,
     frame_bytes: usize,
+    /// Distance of the buffers; 0 if each frame takes what it needs.
     stride: usize,
+    starts: [usize; BATCH_FRAMES],
     wire_lens: [usize; BATCH_FRAMES],
     len: usize,
     /// What is still to be done to the frames in `unfinished`.
@@ -43,6 +46,7 @@ impl Batch {
             slab: vec![0; stride * frames].into_boxed_slice(),
             frame_bytes,
             stride,
+            starts: std::array::from_fn(|i| i * stride),
             wire_lens: [0; BATCH_FRAMES],
             len: 0,
             work: vec![Work::default(); frames].into_boxed_slice(),
@@ -51,9 +55,29 @@ impl Batch {
         }
     }
 
-    /// Number of buffers.
+    /// Makes a batch of [`BATCH_FRAMES`] frames of up to `frame_bytes` bytes that share `slab_bytes` bytes, filled by
+    /// [`Batch::append`].
+    ///
+    /// # Panics
+    /// If not one frame of that length fits.
+    pub fn packed(frame_bytes: usize, slab_bytes: usize) -> Self {
+        assert!(frame_bytes <= slab_bytes, "a batch holds at least one frame");
+        Self {
+            slab: vec![0; slab_bytes].into_boxed_slice(),
+            stride: 0,
+            work: vec![Work::default(); BATCH_FRAMES].into_boxed_slice(),
+            ..Self::new(frame_bytes, 1)
+        }
+    }
+
+    /// Number of frames it can hold.
     pub fn capacity(&self) -> usize {
-        self.slab.len() / self.stride
+        self.work.len()
+    }
+
+    /// True if frames take no more room than they need.
+    pub fn is_packed(&self) -> bool {
+        self.stride == 0
     }
 
     /// Usable bytes of one buffer.
@@ -93,8 +117,8 @@ impl Batch {
     /// # Panics
     /// If there is no frame `i`.
     pub fn frame(&self, i: usize) -> &[u8] {
-        let start = i * self.stride;
-        &self.slab[start..start + self.wire_len(i).min(self.frame_bytes)]
+        let bytes = self.wire_len(i).min(self.frame_bytes);
+        &self.slab[self.starts[i]..][..bytes]
     }
 
     /// Length of frame `i` as it was sent; more than [`Batch::frame`] has if the buffer was too small for it.
@@ -114,6 +138,9 @@ impl Batch {
     }
 
     /// Every buffer, for a vector receive.
+    ///
+    /// # Panics
+    /// If the batch is a packed one, which has no buffers before it has frames.
     pub fn buffers_mut(&mut self) -> impl ExactSizeIterator<Item = &mut [u8]> {
         let usable = self.frame_bytes;
         self.slab
@@ -126,8 +153,31 @@ impl Batch {
     /// # Panics
     /// If there is no buffer `i`.
     pub fn buffer_mut(&mut self, i: usize) -> &mut [u8] {
-        let start = i * self.stride;
-        &mut self.slab[start..start + self.frame_bytes]
+        &mut self.slab[self.starts[i]..][..self.frame_bytes]
+    }
+
+    /// Adds a frame of so many bytes and returns the buffer to copy it to, which is shorter if the frame is longer than
+    /// frames may be; `None` if the batch is full.
+    pub fn append(&mut self, wire_len: usize) -> Option<&mut [u8]> {
+        let bytes = wire_len.min(self.frame_bytes);
+        if self.len == self.capacity() {
+            return None;
+        }
+        if self.is_packed() {
+            let end = |last: usize| self.starts[last] + self.frame(last).len();
+            let start = self
+                .len
+                .checked_sub(1)
+                .map_or(0, end)
+                .next_multiple_of(STRIDE_BYTES);
+            if start + bytes > self.slab.len() {
+                return None;
+            }
+            self.starts[self.len] = start;
+        }
+        self.wire_lens[self.len] = wire_len;
+        self.len += 1;
+        Some(&mut self.slab[self.starts[self.len - 1]..][..bytes])
     }
 
     /// Says what a receive put into the buffers: the lengths of the frames, from the first buffer on.
@@ -160,6 +210,15 @@ impl Batch {
     /// The frames that are not finished: to be summed or cut before they go to a port that cannot do it.
     pub fn unfinished(&self) -> FrameSet {
         self.unfinished
+    }
+
+    /// Those of them that a port cannot take as they are.
+    pub fn unfinished_beyond(&self, able: Offloads) -> FrameSet {
+        let mut beyond = FrameSet::EMPTY;
+        for i in self.unfinished.iter().filter(|&i| !self.work[i].is_within(able)) {
+            beyond.insert(i);
+        }
+        beyond
     }
 
     /// What is to be done to frame `i`.
@@ -249,6 +308,34 @@ mod tests {
         assert_eq!((batch.len(), batch.all()), (0, FrameSet::EMPTY));
         assert!(batch.push(b""));
         assert_eq!((batch.len(), batch.frame(0)), (1, &b""[..]));
+    }
+
+    #[test]
+    fn packed_frames_take_what_they_need() {
+        let mut batch = Batch::packed(300, 512);
+        assert!(batch.is_packed() && batch.capacity() == BATCH_FRAMES);
+        for (value, bytes) in [(1, 60), (2, 0), (3, 200)] {
+            batch.append(bytes).unwrap().fill(value);
+        }
+        assert_eq!(
+            (batch.frame(0), batch.frame(1), batch.frame(2)),
+            (&[1; 60][..], &[][..], &[3; 200][..])
+        );
+        assert!(batch.append(300).is_none());
+        batch.append(128).unwrap().fill(4);
+        assert!(batch.append(65).is_none() && batch.append(64).is_some());
+        assert_eq!(
+            (batch.len(), batch.frame(2), batch.frame(3)),
+            (5, &[3; 200][..], &[4; 128][..])
+        );
+        batch.clear();
+        assert_eq!(batch.append(301).unwrap().len(), 300);
+        assert!(batch.is_cut(0) && batch.frame(0).len() == 300);
+        batch.clear();
+        for _ in 0..BATCH_FRAMES {
+            assert!(batch.append(0).is_some());
+        }
+        assert!(batch.append(0).is_none());
     }
 
     #[test]

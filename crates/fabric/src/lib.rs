@@ -33,5 +33,6 @@ pub use filter::{Filter, FilterError, Instruction};
 pub use frame::{Frame, Tag, TooShort};
 pub use frames::FrameSet;
 pub use mac::MacAddr;
+pub use offload::Offloads;
 pub use plan::{DropReason, Drops, Plan};
 pub use port::PortId;

@@ -44,6 +44,41 @@ pub struct Work {
     cut: Option<Cut>,
 }
 
+/// What a port takes unfinished, to be done by whoever is behind it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Offloads {
+    /// Checksums; without them, nothing else either.
+    pub checksum: bool,
+    /// Cutting TCP over IPv4.
+    pub tso4: bool,
+    /// Cutting TCP over IPv6.
+    pub tso6: bool,
+    /// Cutting TCP that bears a congestion mark.
+    pub ecn: bool,
+    /// Cutting UDP.
+    pub uso: bool,
+}
+
+impl Offloads {
+    /// Nothing: frames are to be whole.
+    pub const NONE: Self = Self {
+        checksum: false,
+        tso4: false,
+        tso6: false,
+        ecn: false,
+        uso: false,
+    };
+
+    /// Everything there is.
+    pub const ALL: Self = Self {
+        checksum: true,
+        tso4: true,
+        tso6: true,
+        ecn: true,
+        uso: true,
+    };
+}
+
 /// How a frame is cut into segments.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Cut {
@@ -101,6 +136,19 @@ impl Work {
     /// True if nothing is to be done.
     pub fn is_done(self) -> bool {
         self.checksum.is_none() && self.cut.is_none()
+    }
+
+    /// True if a port that is able to do so much can be left to do it.
+    pub fn is_within(self, able: Offloads) -> bool {
+        let cut = self.cut.is_none_or(|cut| {
+            let kind = match (cut.transport, cut.network) {
+                (Transport::Tcp, Network::V4) => able.tso4,
+                (Transport::Tcp, Network::V6) => able.tso6,
+                (Transport::Udp, _) => able.uso,
+            };
+            kind && (able.ecn || cut.kind & vnet::GSO_ECN == 0)
+        });
+        self.is_done() || able.checksum && cut
     }
 
     /// The header that tells a port what is to be done.
