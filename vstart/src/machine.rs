@@ -8,7 +8,6 @@ use std::str::FromStr;
 use fabric::mac::MacAddr;
 use proto::DomainName;
 use serde::{Deserialize, Serialize};
-use sha1::{Digest, Sha1};
 
 use crate::cpulock::CpuLock;
 use crate::name::MachineName;
@@ -228,14 +227,7 @@ impl Interface {
         if let Some(address) = self.address {
             return MacAddr(address);
         }
-        let hash = Sha1::digest(format!("{machine}{}", self.name()));
-        let mut bytes = [0u8; 6];
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = hash[i].wrapping_add(hash[i + 6]);
-        }
-        // Locally administered, and not a group.
-        bytes[0] = bytes[0] & 0xfe | 0x02;
-        MacAddr(bytes)
+        proto::mac::of_machine(&machine.to_string(), &self.name())
     }
 }
 

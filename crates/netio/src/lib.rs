@@ -7,6 +7,7 @@ pub mod mmsg;
 pub mod pcap;
 pub mod poll;
 pub mod process;
+pub mod shm;
 pub mod signal;
 pub mod tap;
 pub mod terminal;

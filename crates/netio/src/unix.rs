@@ -122,7 +122,7 @@ pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
 }
 
 /// Most descriptors taken from one message; the kernel closes what does not fit.
-const FDS: usize = 4;
+const FDS: usize = 8;
 
 /// Receives bytes, and descriptors that came with them (close-on-exec), from a stream. 0 bytes mean its end.
 ///

@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 pub mod ctl;
+pub mod mac;
 pub mod name;
 pub mod uml;
 pub mod uplink;
+pub mod vhost;
 
 pub use name::DomainName;

@@ -1,0 +1,374 @@
+//! What must hold between a guest that keeps to the rules and the device, whatever the frames and the buffers.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
+
+use fabric::{Batch, FrameSet};
+use proptest::prelude::*;
+use virtio::config::{Features, OFFERED, feature};
+use virtio::net::{End, LONGEST_FRAME};
+use virtio::ring::Way;
+use virtio::{Device, Driver, Memory, Ram, RingError};
+
+const SIZE: u16 = 16;
+const BUFFERS: u64 = 0x4000;
+
+struct Pair {
+    memory: Ram,
+    device: Device,
+    to_guest: Driver,
+    from_guest: Driver,
+    header: usize,
+}
+
+fn pair(bits: u64) -> Pair {
+    let memory = Ram::new(vec![0; 0x10_0000]);
+    let features = Features::new(bits).expect("features we offer");
+    let event_index = features.agreed().event_index;
+    let (to_guest, end) = Driver::layout(SIZE, 0x1000);
+    let (from_guest, end) = Driver::layout(SIZE, end);
+    assert!(end < BUFFERS);
+    let device = Device::new([(to_guest, 0), (from_guest, 0)], features, &memory);
+    Pair {
+        memory,
+        device: device.expect("sound rings"),
+        to_guest: Driver::new(to_guest, event_index),
+        from_guest: Driver::new(from_guest, event_index),
+        header: features.header_bytes(),
+    }
+}
+
+fn features() -> impl Strategy<Value = u64> {
+    let choices = [
+        feature::MRG_RXBUF,
+        feature::EVENT_INDEX,
+        feature::INDIRECT,
+        feature::VERSION_1,
+    ];
+    prop::collection::vec(any::<bool>(), 4).prop_map(move |chosen| {
+        let bits = choices.iter().zip(chosen).filter(|(_, chosen)| *chosen);
+        bits.fold(feature::GUEST_CSUM, |all, (bit, _)| all | bit)
+    })
+}
+
+/// Cuts a length into pieces at these places.
+fn pieces(bytes: usize, cuts: &[prop::sample::Index]) -> Vec<usize> {
+    let mut places: Vec<_> = cuts.iter().map(|cut| cut.index(bytes + 1)).collect();
+    places.extend([0, bytes]);
+    places.sort_unstable();
+    places.windows(2).map(|pair| pair[1] - pair[0]).collect()
+}
+
+/// A guest's frame, and how it is laid out.
+fn frames() -> impl Strategy<Value = Vec<(Vec<u8>, Vec<prop::sample::Index>, bool)>> {
+    let frame = (
+        prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..200),
+            (1000..3000_usize).prop_map(|bytes| vec![0x5a; bytes]),
+        ],
+        prop::collection::vec(any::<prop::sample::Index>(), 0..4),
+        any::<bool>(),
+    );
+    prop::collection::vec(frame, 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_a_guest_sends_is_received(bits in features(), frames in frames(), rounds in 1..4_usize) {
+        let mut pair = pair(bits);
+        let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
+        for _ in 0..rounds {
+            let mut address = BUFFERS;
+            let mut sent = Vec::new();
+            for (frame, cuts, indirect) in &frames {
+                let whole = [&vec![0; pair.header][..], frame].concat();
+                let table = address;
+                address += 0x100;
+                pair.memory.write(address, &whole).unwrap();
+                let mut at = address;
+                let mut buffers = Vec::new();
+                for piece in pieces(whole.len(), cuts) {
+                    buffers.push((at, u32::try_from(piece).unwrap()));
+                    at += piece as u64;
+                }
+                let way = Way::FromGuest;
+                let added = if *indirect && bits & feature::INDIRECT != 0 {
+                    pair.from_guest.add_indirect(&pair.memory, table, &buffers, way)
+                } else {
+                    pair.from_guest.add(&pair.memory, &buffers, way)
+                };
+                if added.unwrap().is_none() {
+                    break;
+                }
+                sent.push(frame.clone());
+                address = at.next_multiple_of(16);
+            }
+            prop_assert!(!sent.is_empty() && pair.from_guest.publish(&pair.memory).unwrap());
+            let received = pair.device.receive(&pair.memory, &mut batch).unwrap();
+            prop_assert!(!received.more);
+            let got: Vec<_> = (0..batch.len()).map(|i| batch.frame(i).to_vec()).collect();
+            prop_assert_eq!(&got, &sent);
+            let mut back = 0;
+            while pair.from_guest.take(&pair.memory).unwrap().is_some() {
+                back += 1;
+            }
+            prop_assert_eq!((back, pair.from_guest.free()), (sent.len(), usize::from(SIZE)));
+        }
+    }
+
+    #[test]
+    fn what_is_sent_reaches_the_guest(
+        bits in features(),
+        lengths in prop::collection::vec(14..2500_usize, 1..20),
+        sizes in prop::collection::vec(400..1500_u32, 1..6),
+    ) {
+        let mut pair = pair(bits);
+        let mergeable = bits & feature::MRG_RXBUF != 0;
+        let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
+        for (value, &length) in (1_u8..).zip(&lengths) {
+            batch.append(length).unwrap().fill(value);
+        }
+        let mut rest = batch.all();
+        let mut got = Vec::new();
+        let mut expected: Vec<_> = (0..batch.len()).map(|i| batch.frame(i).to_vec()).collect();
+        let mut too_big = Vec::new();
+        let mut places = std::collections::HashMap::new();
+        let mut sizes = sizes.iter().copied().cycle();
+        while !rest.is_empty() {
+            // The guest gives what it has: each buffer of some size, at a place of its own.
+            while pair.to_guest.free() > 0 {
+                let bytes = if mergeable { sizes.next().unwrap() } else { 1800 };
+                let slot = (0..).find(|slot| !places.values().any(|&(used, _)| used == *slot)).unwrap();
+                let address = BUFFERS + slot * 0x1000;
+                let halves = [(address, 7), (address + 7, bytes - 7)];
+                let buffers = if pair.to_guest.free() > 1 { &halves[..] } else { &[(address, bytes)] };
+                let head = pair.to_guest.add(&pair.memory, buffers, Way::ToGuest).unwrap().unwrap();
+                places.insert(head, (slot, bytes));
+            }
+            pair.to_guest.publish(&pair.memory).unwrap();
+            let sent = pair.device.send(&pair.memory, &batch, rest).unwrap();
+            rest = rest.skip(sent.frames);
+            match sent.end {
+                End::Done => prop_assert!(rest.is_empty()),
+                End::Full => prop_assert!(sent.frames > 0, "a full ring holds one of these"),
+                End::TooBig => {
+                    prop_assert!(!rest.is_empty());
+                    let index = rest.iter().next().unwrap();
+                    too_big.push(index);
+                    rest = rest.without(FrameSet(1 << index));
+                }
+            }
+            // The guest takes them back and puts frames together.
+            let mut frame = Vec::new();
+            let mut parts = 0_u16;
+            while let Some((head, written)) = pair.to_guest.take(&pair.memory).unwrap() {
+                let (slot, bytes) = places.remove(&head).unwrap();
+                prop_assert!(written <= bytes);
+                let mut piece = vec![0; written as usize];
+                pair.memory.read(BUFFERS + slot * 0x1000, &mut piece).unwrap();
+                if parts == 0 {
+                    prop_assert!(piece[..10].iter().all(|&byte| byte == 0));
+                    parts = if pair.header == 12 { u16::from_le_bytes([piece[10], piece[11]]) } else { 1 };
+                    prop_assert!(parts == 1 || mergeable);
+                    piece.drain(..pair.header);
+                }
+                frame.extend(piece);
+                parts -= 1;
+                if parts == 0 {
+                    got.push(std::mem::take(&mut frame));
+                }
+            }
+            prop_assert_eq!(parts, 0);
+        }
+        let mut index = 0;
+        expected.retain(|_| { index += 1; !too_big.contains(&(index - 1)) });
+        prop_assert!(too_big.is_empty() || !mergeable);
+        prop_assert_eq!(got, expected);
+    }
+}
+
+/// One chain of these descriptors (address, length, flags, next), and what becomes of it.
+fn chain(bits: u64, descriptors: &[(u64, u32, u16, u16)]) -> Result<usize, RingError> {
+    let mut pair = pair(bits);
+    pair.from_guest
+        .add(&pair.memory, &[(BUFFERS, 72)], Way::FromGuest)
+        .unwrap();
+    pair.from_guest.publish(&pair.memory).unwrap();
+    for (place, &(address, bytes, flags, next)) in (0..).zip(descriptors) {
+        let (layout, _) = Driver::layout(SIZE, Driver::layout(SIZE, 0x1000).1);
+        let place = layout.descriptors + 16 * place;
+        virtio::driver::describe(&pair.memory, place, address, bytes, flags, next).unwrap();
+    }
+    let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
+    pair.device.receive(&pair.memory, &mut batch)?;
+    Ok(batch.len())
+}
+
+#[test]
+fn chains_that_cannot_be_are_errors() {
+    let all = OFFERED;
+    assert_eq!(chain(all, &[(BUFFERS, 72, 0, 0)]), Ok(1));
+    // Shorter than a header: a frame without a byte.
+    assert_eq!(chain(all, &[(BUFFERS, 5, 0, 0)]), Ok(1));
+    assert_eq!(chain(all, &[(BUFFERS, 0, 0, 0)]), Ok(1));
+    // Loops, of one and of many.
+    assert_eq!(chain(all, &[(BUFFERS, 1, 1, 0)]), Err(RingError::Endless));
+    let long: Vec<_> = (0..SIZE).map(|n| (BUFFERS, 0, 1, (n + 1) % SIZE)).collect();
+    assert_eq!(chain(all, &long), Err(RingError::Endless));
+    assert_eq!(chain(all, &[(BUFFERS, 1, 1, SIZE)]), Err(RingError::Next(SIZE)));
+    assert_eq!(chain(all, &[(BUFFERS, 72, 2, 0)]), Err(RingError::Direction));
+    for (address, bytes) in [(0x10_0000, 1), (0xf_fff0, 17), (u64::MAX, 2), (0, u32::MAX)] {
+        let error = chain(all, &[(address, bytes, 0, 0)]).unwrap_err();
+        assert!(matches!(error, RingError::Outside(_)), "{address:#x}: {error}");
+    }
+    // Tables: not agreed on, none, no multiple, elsewhere, with a next one, within a table.
+    assert_eq!(
+        chain(all & !feature::INDIRECT, &[(BUFFERS, 16, 4, 0)]),
+        Err(RingError::Indirect)
+    );
+    for (bytes, flags) in [(0, 4), (24, 4), (16, 5)] {
+        assert_eq!(
+            chain(all, &[(BUFFERS, bytes, flags, 1)]),
+            Err(RingError::Indirect)
+        );
+    }
+    assert!(matches!(
+        chain(all, &[(0x10_0000, 16, 4, 0)]),
+        Err(RingError::Outside(_))
+    ));
+    let (table, _) = Driver::layout(SIZE, Driver::layout(SIZE, 0x1000).1);
+    let itself = (table.descriptors, 16, 4, 0);
+    assert_eq!(chain(all, &[itself]), Err(RingError::Indirect));
+}
+
+#[test]
+fn a_table_of_more_descriptors_than_any_frame_needs_is_an_error() {
+    let mut pair = pair(OFFERED);
+    let buffers = vec![(BUFFERS, 1); 1025];
+    let table = BUFFERS + 0x1000;
+    pair.from_guest
+        .add_indirect(&pair.memory, table, &buffers, Way::FromGuest)
+        .unwrap();
+    pair.from_guest.publish(&pair.memory).unwrap();
+    let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
+    let error = pair.device.receive(&pair.memory, &mut batch).unwrap_err();
+    assert_eq!(error, RingError::Endless);
+    assert!(batch.is_empty());
+}
+
+#[test]
+fn indices_that_cannot_be_are_errors() {
+    let mut pair = pair(OFFERED);
+    let (layout, _) = Driver::layout(SIZE, Driver::layout(SIZE, 0x1000).1);
+    let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
+    pair.memory.store(layout.available + 4, SIZE).unwrap();
+    pair.memory.store(layout.available + 2, 1).unwrap();
+    let error = pair.device.receive(&pair.memory, &mut batch).unwrap_err();
+    assert_eq!(error, RingError::Head(SIZE));
+    for index in [SIZE + 1, u16::MAX] {
+        pair.memory.store(layout.available + 2, index).unwrap();
+        let error = pair.device.receive(&pair.memory, &mut batch).unwrap_err();
+        assert_eq!(error, RingError::Available(index));
+    }
+}
+
+#[test]
+fn rings_that_cannot_be_are_refused() {
+    let memory = Ram::new(vec![0; 0x4000]);
+    let (good, end) = Driver::layout(SIZE, 0);
+    let (other, _) = Driver::layout(SIZE, end);
+    let make = |layout| {
+        let features = Features::new(OFFERED).unwrap();
+        Device::new([(layout, 0), (other, 0)], features, &memory).map(|_| ())
+    };
+    assert_eq!(make(good), Ok(()));
+    for size in [0, 3, 24, 65_535] {
+        assert_eq!(make(virtio::Layout { size, ..good }), Err(RingError::Size(size)));
+    }
+    let odd = [
+        virtio::Layout {
+            descriptors: 8,
+            ..good
+        },
+        virtio::Layout { available: 1, ..good },
+        virtio::Layout { used: 2, ..good },
+    ];
+    for layout in odd {
+        assert_eq!(make(layout), Err(RingError::Misaligned));
+    }
+    let far = [
+        virtio::Layout {
+            descriptors: 0x3ff0,
+            ..good
+        },
+        virtio::Layout {
+            available: 0x3ffe,
+            ..good
+        },
+        virtio::Layout { used: !3, ..good },
+        virtio::Layout { size: 0x8000, ..good },
+    ];
+    for layout in far {
+        assert!(matches!(make(layout), Err(RingError::Outside(_))), "{layout:?}");
+    }
+}
+
+#[test]
+fn a_frame_waits_until_there_are_buffers_for_all_of_it() {
+    let mut pair = pair(OFFERED);
+    let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
+    batch.append(100).unwrap().fill(1);
+    let give = |pair: &mut Pair| {
+        pair.to_guest
+            .add(&pair.memory, &[(BUFFERS, 60)], Way::ToGuest)
+            .unwrap()
+            .unwrap();
+        pair.to_guest.publish(&pair.memory).unwrap()
+    };
+    give(&mut pair);
+    let sent = pair.device.send(&pair.memory, &batch, batch.all()).unwrap();
+    assert_eq!((sent.frames, sent.end, sent.call), (0, End::Full, false));
+    assert_eq!(pair.device.watch_room(&pair.memory, true), Ok(false));
+    assert!(give(&mut pair));
+    let sent = pair.device.send(&pair.memory, &batch, batch.all()).unwrap();
+    assert_eq!((sent.frames, sent.end, sent.call), (1, End::Done, true));
+    // Buffers that come between the look and the wish for a kick are noticed.
+    let sent = pair.device.send(&pair.memory, &batch, batch.all()).unwrap();
+    assert_eq!(sent.end, End::Full);
+    give(&mut pair);
+    assert_eq!(pair.device.watch_room(&pair.memory, true), Ok(true));
+}
+
+#[test]
+fn a_buffer_too_short_for_a_header_is_an_error() {
+    let mut pair = pair(OFFERED);
+    let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
+    batch.append(100).unwrap();
+    pair.to_guest
+        .add(&pair.memory, &[(BUFFERS, 11)], Way::ToGuest)
+        .unwrap();
+    pair.to_guest.publish(&pair.memory).unwrap();
+    let error = pair.device.send(&pair.memory, &batch, batch.all()).unwrap_err();
+    assert_eq!(error, RingError::Short);
+}
+
+#[test]
+fn a_device_that_finishes_takes_what_was_sent_before() {
+    let mut pair = pair(OFFERED);
+    let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
+    let send = |pair: &mut Pair| {
+        pair.from_guest
+            .add(&pair.memory, &[(BUFFERS, 72)], Way::FromGuest)
+            .unwrap();
+        pair.from_guest.publish(&pair.memory).unwrap();
+    };
+    send(&mut pair);
+    pair.device.finish(&pair.memory).unwrap();
+    send(&mut pair);
+    let received = pair.device.receive(&pair.memory, &mut batch).unwrap();
+    assert_eq!((batch.len(), received.more), (1, false));
+    let received = pair.device.receive(&pair.memory, &mut batch).unwrap();
+    assert_eq!((batch.len(), received.more), (0, false));
+    assert_eq!(pair.device.positions(), [0, 1]);
+}
