@@ -5,6 +5,10 @@ use std::time::Duration;
 use fabric::{Batch, Domain, Frame, MacAddr, Mode, Plan, PortId, Settings};
 use proto::ctl::{Reply, Request};
 use proto::uml::{self, Kind, Progress, Version};
+use proto::vhost;
+use virtio::config::Features;
+use virtio::net::LONGEST_FRAME;
+use virtio::{Device, Driver, Memory, Ram};
 
 /// A request to become a port: however it is cut, it is read or refused, and what is read can be written.
 pub fn uml_request(bytes: &[u8]) {
@@ -134,4 +138,79 @@ fn check_plan(domain: &Domain, batch: &Batch, ingress: PortId, plan: &Plan) {
 /// Frames that were accepted, and then dropped because their station is behind the port they came from.
 fn same_port(plan: &Plan) -> u64 {
     plan.drops().get(fabric::DropReason::SamePort)
+}
+
+/// A message of a vhost-user front end: it is read or refused, and what is read is within its bounds.
+pub fn vhost_message(bytes: &[u8]) {
+    let Some((first, payload)) = bytes.split_first_chunk() else {
+        return;
+    };
+    let Ok(header) = vhost::header(*first) else {
+        return;
+    };
+    assert!(header.payload_bytes <= vhost::LONGEST_PAYLOAD);
+    match vhost::request(header, payload) {
+        Ok(vhost::Request::SetMemTable(regions)) => assert!((1..=8).contains(&regions.len())),
+        Ok(vhost::Request::GetConfig { offset, bytes, flags }) => {
+            let answer = vhost::config_reply(header.request, &[7; 12], offset, bytes, flags);
+            assert_eq!(answer.len(), 24 + bytes as usize);
+            assert!(bytes as usize <= vhost::LONGEST_CONFIG);
+        }
+        _ => {}
+    }
+}
+
+/// A guest's memory: the first bytes choose features, ring sizes and positions, the rest is what is in it, from the rings
+/// on. Whatever that is, the device ends its work within its bounds.
+pub fn virtio_ring(bytes: &[u8]) {
+    const MEMORY: usize = 0x1000;
+    const RINGS: u64 = 0x100;
+    let Some((&[choice, size, to_base, from_base], rest)) = bytes.split_first_chunk::<4>() else {
+        return;
+    };
+    let mut bits = virtio::config::feature::GUEST_CSUM;
+    for (i, bit) in [15, 28, 29, 32].into_iter().enumerate() {
+        bits |= u64::from(choice >> i & 1) << bit;
+    }
+    let features = Features::new(bits).expect("features we offer");
+    let size = 1 << (size % 5);
+    let (to_guest, end) = Driver::layout(size, RINGS);
+    let (from_guest, end) = Driver::layout(size, end);
+    assert!(end < 0x800, "the rings leave room for buffers");
+    let mut image = vec![0; MEMORY];
+    let count = rest.len().min(MEMORY - 0x100);
+    image[0x100..][..count].copy_from_slice(&rest[..count]);
+    let memory = Ram::new(image);
+    let rings = [(to_guest, u16::from(to_base)), (from_guest, u16::from(from_base))];
+    let mut device = Device::new(rings, features, &memory).expect("rings that are all there");
+    let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
+    let mut frames = 0;
+    for _ in 0..4 {
+        match device.receive(&memory, &mut batch) {
+            Ok(received) => assert!(!received.more || !batch.is_empty()),
+            Err(_) => assert!(batch.is_empty()),
+        }
+        frames += batch.len();
+        for i in 0..batch.len() {
+            // Chains of 1,024 buffers, each of all there is.
+            assert!(batch.wire_len(i) <= 1024 * MEMORY);
+            let _ = batch.work(i).header();
+        }
+    }
+    assert!(frames <= 4 * fabric::BATCH_FRAMES);
+    batch.clear();
+    for (bytes, value) in [(14, 1), (60, 2), (700, 3)] {
+        batch.append(bytes).expect("there is room").fill(value);
+    }
+    let mut rest = batch.all();
+    for _ in 0..4 {
+        let Ok(sent) = device.send(&memory, &batch, rest) else {
+            break;
+        };
+        rest = rest.skip(sent.frames);
+        let _ = device.watch_room(&memory, sent.frames == 0);
+    }
+    let _ = device.finish(&memory);
+    let _ = device.receive(&memory, &mut batch);
+    assert!(memory.has(0, MEMORY as u64), "its memory has kept its length");
 }

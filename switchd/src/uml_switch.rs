@@ -156,6 +156,7 @@ async fn host(
         shared: options.compat.then(|| options.data.clone()),
         bess: None,
         vde: None,
+        vhost: None,
     };
     let domain = registry.add_at(spec, false, sockets, Some(listener))?;
     if let Some(shared) = shared {

@@ -16,4 +16,5 @@ pub mod ports;
 pub mod program;
 pub mod switchd;
 pub mod uml;
+pub mod vhost;
 pub mod wait;

@@ -124,6 +124,33 @@ impl Drop for Guest {
     }
 }
 
+/// True for the word of a guest that shares its memory.
+fn is_vhost(word: &str) -> bool {
+    word.starts_with("virtio_uml.device=")
+}
+
+/// Puts the modules of a network card of virtio where a guest finds them; the lines of a script that loads them.
+///
+/// # Panics
+/// If the kernel's modules are not installed.
+pub fn load_modules(dir: &Path) -> String {
+    let releases = fs::read_dir("/usr/lib/uml/modules").expect("package user-mode-linux");
+    let release = releases.flatten().next().expect("the modules of a kernel").path();
+    [
+        "net/core/failover.ko",
+        "drivers/net/net_failover.ko",
+        "drivers/net/virtio_net.ko",
+    ]
+    .iter()
+    .map(|module| {
+        let from = release.join("kernel").join(module);
+        let name = from.file_name().expect("a file").to_owned();
+        fs::copy(&from, dir.join(&name)).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+        format!("insmod /mnt/{}\n", name.to_string_lossy())
+    })
+    .collect()
+}
+
 /// True if a port has lost nothing but what a guest that did not get its turn on a busy machine did not read in time.
 pub fn only_late(port: &PortRow) -> bool {
     let late = ["queue-full", "bypassed"];
@@ -166,23 +193,35 @@ pub fn bulk() -> Vec<u8> {
 pub fn transfer(daemon: &Switchd, a: &str, b: &str, mtu: u32) -> [Guest; 2] {
     let dir = daemon.home();
     fs::write(dir.join("bulk"), bulk()).expect("the data are written");
-    let interface = |word: &str| word[..4].to_owned();
+    let interface = |word: &str| match is_vhost(word) {
+        true => "eth0".to_owned(),
+        false => word[..4].to_owned(),
+    };
+    let modules = |word: &str| {
+        if is_vhost(word) {
+            load_modules(dir)
+        } else {
+            String::new()
+        }
+    };
     let receiver = format!(
-        "mkfifo /tmp/open; nc -l -p 5000 <> /tmp/open > /tmp/bulk &\n\
+        "{1}mkfifo /tmp/open; nc -l -p 5000 <> /tmp/open > /tmp/bulk &\n\
          until grep -q :1388 /proc/net/tcp*; do true; done\n\
          ip addr add 10.0.0.2/24 dev {0}; ip link set {0} mtu {mtu} up\n\
          wait; md5sum < /tmp/bulk; md5sum < /mnt/bulk; echo RECEIVED\n\
          sleep 100",
-        interface(b)
+        interface(b),
+        modules(b)
     );
     let size = mtu - 28;
     let sender = format!(
-        "ip addr add 10.0.0.1/24 dev {0}; ip link set {0} mtu {mtu} up\n\
+        "{1}ip addr add 10.0.0.1/24 dev {0}; ip link set {0} mtu {mtu} up\n\
          until ping -c 1 -w 1 10.0.0.2; do true; done\n\
          ping -c 3 -w 10 -s {size} 10.0.0.2\n\
          nc 10.0.0.2 5000 < /mnt/bulk; echo SENT\n\
          sleep 100",
-        interface(a)
+        interface(a),
+        modules(a)
     );
     let mut receiver = Guest::boot(dir, "b", &receiver, &[b.to_owned()]);
     let mut sender = Guest::boot(dir, "a", &sender, &[a.to_owned()]);

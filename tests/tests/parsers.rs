@@ -50,6 +50,8 @@ fn the_seeds_pass() {
         ("uml_request", checks::uml_request as fn(&[u8])),
         ("ctl_line", checks::ctl_line),
         ("frame", checks::frame),
+        ("vhost_message", checks::vhost_message),
+        ("virtio_ring", checks::virtio_ring),
     ] {
         for seed in seeds(target) {
             check(&seed);
@@ -73,5 +75,15 @@ proptest! {
     #[test]
     fn any_frames_are_forwarded_within_bounds_or_dropped(bytes in near("frame")) {
         checks::frame(&bytes);
+    }
+
+    #[test]
+    fn any_message_of_a_front_end_is_read_or_refused(bytes in near("vhost_message")) {
+        checks::vhost_message(&bytes);
+    }
+
+    #[test]
+    fn any_memory_of_a_guest_is_worked_off_or_refused(bytes in near("virtio_ring")) {
+        checks::virtio_ring(&bytes);
     }
 }

@@ -40,12 +40,15 @@ pub(crate) struct Sockets {
     pub(crate) bess: Option<PathBuf>,
     /// The directory VDE clients know the domain by.
     pub(crate) vde: Option<PathBuf>,
+    /// Where guests connect that share their memory.
+    pub(crate) vhost: Option<PathBuf>,
 }
 
 impl Sockets {
     /// Where to attach, by kind of port.
     fn listed(&self) -> BTreeMap<String, String> {
-        let optional = [("bess", &self.bess), ("vde", &self.vde)].map(|(kind, path)| (kind, path.as_ref()));
+        let optional = [("bess", &self.bess), ("vde", &self.vde), ("vhost", &self.vhost)]
+            .map(|(kind, path)| (kind, path.as_ref()));
         [("uml", Some(&self.control))]
             .into_iter()
             .chain(optional)
@@ -69,6 +72,8 @@ pub(crate) struct Domain {
 #[derive(Default)]
 struct State {
     ports: BTreeSet<PortId>,
+    /// Names of guests that share their memory.
+    names: BTreeSet<String>,
     holders: usize,
     /// It goes when nobody holds it and no port is left.
     transient: bool,
@@ -158,6 +163,19 @@ impl Domain {
         Ok(id)
     }
 
+    /// Takes the first of these names that nobody has: a guest's two cards in one domain are told apart by it.
+    pub(crate) fn take_name(&self, candidates: impl IntoIterator<Item = String>) -> Option<String> {
+        let mut state = self.state();
+        let name = candidates.into_iter().find(|name| !state.names.contains(name))?;
+        state.names.insert(name.clone());
+        Some(name)
+    }
+
+    /// Gives a name back, if it was one that is taken.
+    pub(crate) fn release_name(&self, name: &str) {
+        self.state().names.remove(name);
+    }
+
     /// Gives a port number back.
     pub(crate) fn release(&self, id: PortId) {
         self.state().ports.remove(&id);
@@ -243,7 +261,10 @@ impl Domain {
     /// Removes every socket file of the domain.
     fn remove_files(&self) {
         let shared = self.compat.get().and(self.sockets.shared.as_ref());
-        for path in [Some(&self.sockets.control), self.sockets.bess.as_ref(), shared]
+        let Sockets {
+            control, bess, vhost, ..
+        } = &self.sockets;
+        for path in [Some(control), bess.as_ref(), vhost.as_ref(), shared]
             .into_iter()
             .flatten()
         {

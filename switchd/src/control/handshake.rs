@@ -12,6 +12,8 @@ use proto::uml::{Address, LONGEST_REQUEST, Progress, Request, RequestError, pars
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
+use super::vhost::VhostError;
+
 /// A client that has connected has so long to send its request.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 
@@ -45,6 +47,9 @@ pub(crate) enum Refusal {
     /// The port number asked for is taken, or the domain is on its way out.
     #[error("port {0} is not free")]
     Taken(PortId),
+    /// A guest that shares its memory does it wrong, at the beginning or later.
+    #[error(transparent)]
+    Vhost(#[from] VhostError),
 }
 
 impl Refusal {
@@ -59,6 +64,7 @@ impl Refusal {
             Self::Foreign(_) => "foreign-user",
             Self::Crowded => "crowded",
             Self::Taken(_) => "port-taken",
+            Self::Vhost(_) => "bad-guest",
         }
     }
 }

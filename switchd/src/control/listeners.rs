@@ -14,14 +14,18 @@ use tokio::net::UnixListener;
 use super::accept::accept;
 use super::domain::{Domain, Entry, Sockets, remove_if_there};
 use super::registry::{LONGEST_PATH, Registry, failed};
-use super::{bess, vde};
+use super::{bess, vde, vhost};
 
 /// The open listeners of a domain that is being made.
 pub(super) struct Listeners {
     uml: UnixListener,
     bess: Option<OwnedFd>,
     vde: Option<UnixListener>,
+    vhost: Option<UnixListener>,
 }
+
+/// Those of them a domain may be without.
+type Others = (Option<OwnedFd>, Option<UnixListener>, Option<UnixListener>);
 
 impl Listeners {
     /// Opens all of them, or none.
@@ -39,8 +43,13 @@ impl Listeners {
         if others.is_err() {
             made.into_iter().for_each(|path| remove_if_there(path));
         }
-        let (bess, vde) = others?;
-        Ok(Self { uml, bess, vde })
+        let (bess, vde, vhost) = others?;
+        Ok(Self {
+            uml,
+            bess,
+            vde,
+            vhost,
+        })
     }
 
     /// Has each of them served by a task that ends with the domain.
@@ -57,6 +66,10 @@ impl Listeners {
             let (registry, of) = shared();
             domain.add_listener(tokio::spawn(bess::accept(registry, of, listener)).abort_handle());
         }
+        if let Some(listener) = self.vhost {
+            let (registry, of) = shared();
+            domain.add_listener(tokio::spawn(vhost::accept(registry, of, listener)).abort_handle());
+        }
     }
 }
 
@@ -71,10 +84,18 @@ fn open_others<'a>(
     sockets: &'a Sockets,
     access: &VdeAccess,
     made: &mut Vec<&'a PathBuf>,
-) -> Result<(Option<OwnedFd>, Option<UnixListener>), Error> {
+) -> Result<Others, Error> {
     let bess = match &sockets.bess {
         Some(path) => {
             let listener = listen_seqpacket(path).map_err(|error| failed(cannot_listen(path, &error)))?;
+            made.push(path);
+            Some(listener)
+        }
+        None => None,
+    };
+    let vhost = match &sockets.vhost {
+        Some(path) => {
+            let listener = listen_vhost(path).map_err(|error| failed(cannot_listen(path, &error)))?;
             made.push(path);
             Some(listener)
         }
@@ -84,14 +105,25 @@ fn open_others<'a>(
         let listener = vde::listen(path, access).and_then(watch);
         listener.map_err(|error| failed(cannot_listen(path, &error)))
     });
-    Ok((bess, vde.transpose()?))
+    Ok((bess, vde.transpose()?, vhost))
 }
 
 /// Listens for vector guests of this user alone.
 fn listen_seqpacket(path: &Path) -> io::Result<OwnedFd> {
     let listener = netio::unix::listen_seqpacket(path)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    make_private(path)?;
     Ok(listener)
+}
+
+/// Listens for guests of this user alone that share their memory.
+fn listen_vhost(path: &Path) -> io::Result<UnixListener> {
+    let listener = netio::unix::listen(path)?;
+    make_private(path)?;
+    watch(listener)
+}
+
+fn make_private(path: &Path) -> io::Result<()> {
+    std::fs::set_permissions(path, Permissions::from_mode(0o600))
 }
 
 /// What stands in the way of listening at a path, and what can be done about it.

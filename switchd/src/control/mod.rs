@@ -20,3 +20,4 @@ pub(crate) mod sink;
 pub(crate) mod tap;
 mod uplink;
 pub(crate) mod vde;
+pub(crate) mod vhost;

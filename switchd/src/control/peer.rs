@@ -29,16 +29,32 @@ pub(crate) async fn ended(peer: Peer) -> io::Result<()> {
     fd.readable().await.map(drop)
 }
 
+/// What the cards may be called that a UML kernel has at this socket (`virtio_uml.device=SOCKET:1`), in their order:
+/// `pc1:eth0` for the first card of its command line.
+pub(crate) fn vhost_names(peer: Peer, socket: &Path) -> Vec<String> {
+    let words = command_line(peer);
+    let Some(machine) = words.iter().find_map(|word| word.strip_prefix("umid=")) else {
+        return Vec::new();
+    };
+    let cards = words.iter().filter_map(|word| {
+        let (path, rest) = word.strip_prefix("virtio_uml.device=")?.split_once(':')?;
+        // 1 is a network card.
+        (rest == "1" || rest.starts_with("1:")).then_some(path)
+    });
+    cards
+        .enumerate()
+        .filter(|(_, path)| Path::new(path) == socket)
+        .map(|(number, _)| format!("{machine}:eth{number}"))
+        .collect()
+}
+
 /// The machine and interface at the other end, from the command line of a UML kernel: `pc1:eth0` for
 /// `umid=pc1 eth0=daemon,,,SOCKET`; for other processes how they describe themselves, or the program's name.
 pub(crate) fn name(peer: Peer, socket: &Path, description: &str) -> String {
-    let Ok(command_line) = std::fs::read(format!("/proc/{}/cmdline", peer.pid)) else {
+    let words = command_line(peer);
+    if words.is_empty() {
         return description.to_owned();
-    };
-    let words: Vec<_> = command_line
-        .split(|&b| b == 0)
-        .map(String::from_utf8_lossy)
-        .collect();
+    }
     let socket = socket.to_string_lossy();
     let machine = words.iter().find_map(|word| word.strip_prefix("umid="));
     let interface = words.iter().find_map(|word| {
@@ -56,4 +72,13 @@ pub(crate) fn name(peer: Peer, socket: &Path, description: &str) -> String {
             .unwrap_or_default()
             .to_owned(),
     }
+}
+
+/// The words a process was started with; none if it is gone.
+fn command_line(peer: Peer) -> Vec<String> {
+    let bytes = std::fs::read(format!("/proc/{}/cmdline", peer.pid)).unwrap_or_default();
+    let words = bytes.split(|&byte| byte == 0).filter(|word| !word.is_empty());
+    words
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect()
 }

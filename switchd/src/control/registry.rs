@@ -362,6 +362,7 @@ impl Registry {
             shared: Some(self.directory.join(format!("{stem}.data"))),
             bess: Some(self.directory.join(format!("{stem}.bess"))),
             vde: Some(self.directory.join(format!("{stem}.vde"))),
+            vhost: Some(self.directory.join(format!("{stem}.vhost"))),
         }
     }
 }

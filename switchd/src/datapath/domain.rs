@@ -9,8 +9,8 @@ use tokio::sync::oneshot;
 
 use super::capture::{Feed, FeedId};
 use super::flow::{Admission, Egress, LONGEST_HOLD, Verdict};
-use super::port::{Counters, Parcel, Port, Rest, Rx, Tx};
-use super::worker::{Context, Slot, token};
+use super::port::{Counters, Link, Parcel, Port, Rest, Rx, Tx};
+use super::worker::{Context, ROOM, Slot, token};
 use super::{NewPort, PortSnapshot, Snapshot};
 
 /// A domain and everything it owns.
@@ -45,8 +45,8 @@ impl Domain {
             return;
         };
         port.queued = false;
-        let frame_bytes = port.link.frame_bytes(self.fabric.longest_frame());
-        let mut parcel = context.pool.take(frame_bytes, context.now);
+        let buffers = port.link.buffers(self.fabric.longest_frame());
+        let mut parcel = context.pool.take(buffers, context.now);
         let rx = port.link.rx(&mut parcel.batch);
         port.readable = matches!(rx, Rx::More);
         port.count_rx(&parcel.batch);
@@ -131,7 +131,7 @@ impl Domain {
         if !context.full.contains(&(self.slot, egress)) {
             context.full.push((self.slot, egress));
         }
-        self.watch_room(egress, &context.poller);
+        self.watch_room(egress, context);
         rest
     }
 
@@ -226,6 +226,7 @@ impl Domain {
                 port.egress.waiting.rotate_left(1);
                 parcel.owed[owed].1 = rest;
                 self.settle(ingress, parcel, context);
+                self.watch_room(egress, context);
                 return;
             }
             if let Some(port) = self.port_mut(egress) {
@@ -242,7 +243,7 @@ impl Domain {
         if let Some(port) = self.port_mut(egress) {
             port.egress.served();
         }
-        self.watch_room(egress, &context.poller);
+        self.watch_room(egress, context);
     }
 
     /// When [`Domain::check`] is due for a port that others wait for.
@@ -314,10 +315,22 @@ impl Domain {
     }
 
     /// Has the kernel report room at a port exactly as long as that is of interest.
-    fn watch_room(&mut self, id: PortId, poller: &Poller) {
+    fn watch_room(&mut self, id: PortId, context: &mut Context) {
         let slot = self.slot;
         let Some(port) = self.port_mut(id) else { return };
         let wanted = port.egress.wants_room();
+        if let Link::Vhost(link) = &mut port.link {
+            // A guest tells of room but once: it is asked again each time.
+            if wanted || port.armed {
+                port.armed = wanted;
+                match link.watch_room(wanted) {
+                    Ok(true) => context.roomy.push((slot, id)),
+                    Ok(false) => {}
+                    Err(_) => context.dead.push((slot, id)),
+                }
+            }
+            return;
+        }
         if wanted == port.armed {
             return;
         }
@@ -327,7 +340,7 @@ impl Domain {
             ((rx, None), true) => (rx, Interest::ReadWrite),
             ((rx, None), false) => (rx, Interest::Read),
         };
-        match poller.modify(fd, token(slot, id), interest) {
+        match context.poller.modify(fd, token(slot, id), interest) {
             Ok(()) => port.armed = wanted,
             Err(error) => tracing::error!("cannot watch port {id}: {error}"),
         }
@@ -350,7 +363,7 @@ impl Domain {
         if self.ports.len() <= id.index() {
             self.ports.resize_with(id.index() + 1, || None);
         }
-        if matches!(link, super::port::Link::Dump(_)) {
+        if matches!(link, Link::Dump(_)) {
             self.dumps.push(id);
         }
         self.serial += 1;
@@ -369,6 +382,8 @@ impl Domain {
             closing: None,
             _alive: alive,
         });
+        // A guest may have sent before it was watched, with a kick that somebody else has heard.
+        self.readable(id, context);
         Ok(())
     }
 
@@ -377,6 +392,7 @@ impl Domain {
         match self.port_mut(id) {
             Some(port) => {
                 port.closing = Some(done);
+                port.link.finish();
                 port.readable = true;
                 self.enqueue(id, context);
             }
@@ -480,11 +496,17 @@ impl Domain {
     }
 }
 
-fn watch(link: &super::port::Link, poller: &Poller, token: u64) -> io::Result<()> {
+fn watch(link: &Link, poller: &Poller, token: u64) -> io::Result<()> {
     let (rx, tx) = link.fds();
     poller.add(rx, token, Interest::Read)?;
-    match tx {
-        Some(tx) => poller.add(tx, token, Interest::Nothing),
-        None => Ok(()),
+    let added = match (tx, link) {
+        (Some(tx), Link::Vhost(_)) => poller.add(tx, token | ROOM, Interest::Read),
+        (Some(tx), _) => poller.add(tx, token, Interest::Nothing),
+        (None, _) => Ok(()),
+    };
+    // What is not closed with the link, as others have it too, would be reported for ever.
+    if added.is_err() {
+        poller.remove(rx)?;
     }
+    added
 }

@@ -17,6 +17,7 @@ pub(crate) mod port;
 pub(crate) mod stream;
 pub(crate) mod tap;
 pub(crate) mod uml;
+pub(crate) mod vhost;
 mod worker;
 
 use std::convert::Infallible;

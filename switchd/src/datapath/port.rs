@@ -5,12 +5,12 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant, SystemTime};
 
-use fabric::{Batch, DropReason, Drops, FrameSet, PortId};
+use fabric::{Batch, DropReason, Drops, FrameSet, Offloads, PortId};
 use proto::ctl::Peer;
 use tokio::sync::oneshot;
 
 use super::flow::Egress;
-use super::{bess, stream, tap, uml};
+use super::{bess, stream, tap, uml, vhost};
 
 /// The carrier of a port's frames, settled once per batch.
 pub(crate) enum Link {
@@ -28,6 +28,8 @@ pub(crate) enum Link {
     Uplink(bess::Link),
     /// The same over a byte stream.
     UplinkStream(stream::Link),
+    /// The rings of a guest that shares its memory.
+    Vhost(Box<vhost::Link>),
 }
 
 /// How receiving went.
@@ -87,38 +89,54 @@ impl Link {
             Self::Bess(_) => "bess",
             Self::Tap(_) => "tap",
             Self::Uplink(_) | Self::UplinkStream(_) => "uplink",
+            Self::Vhost(_) => "vhost",
         }
     }
 
-    /// The descriptor frames come in at, and the one they go out at if it is another.
+    /// The descriptor frames come in at, and the one they go out at if it is another: one that becomes writable, or for
+    /// a guest that shares its memory one that becomes readable.
     pub(crate) fn fds(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
         match self {
             Self::Uml(link) | Self::Vde(link) | Self::Dump(link) => link.fds(),
             Self::Bess(link) | Self::Uplink(link) => (link.fd(), None),
             Self::UplinkStream(link) => (link.fd(), None),
             Self::Tap(link) => (link.fd(), None),
+            Self::Vhost(link) => {
+                let (rx, tx) = link.fds();
+                (rx, Some(tx))
+            }
         }
     }
 
-    /// True if frames may go out there with their checksum or their cutting left undone.
-    fn finishes(&self) -> bool {
+    /// What may be left undone on frames that go out there.
+    fn offloads(&self) -> Offloads {
         match self {
-            Self::Tap(link) => link.finishes(),
-            _ => false,
+            Self::Tap(link) => link.offloads(),
+            Self::Vhost(link) => link.offloads(),
+            _ => Offloads::NONE,
         }
     }
 
-    /// Bytes a receive buffer needs in a domain whose own frames need so many.
-    pub(crate) fn frame_bytes(&self, longest_frame: usize) -> usize {
+    /// The buffers it needs in a domain whose own frames need so many bytes.
+    pub(crate) fn buffers(&self, longest_frame: usize) -> Buffers {
         match self {
-            Self::Tap(link) => link.frame_bytes(longest_frame),
-            _ => longest_frame,
+            Self::Tap(link) => Buffers::Equal(link.frame_bytes(longest_frame)),
+            Self::Vhost(link) => Buffers::Packed(link.frame_bytes(longest_frame)),
+            _ => Buffers::Equal(longest_frame),
+        }
+    }
+
+    /// Only what has been sent by now is still to be received, where more may come for ever.
+    pub(crate) fn finish(&mut self) {
+        if let Self::Vhost(link) = self {
+            link.finish();
         }
     }
 
     /// Fills the batch with what has arrived.
-    pub(crate) fn rx(&self, batch: &mut Batch) -> Rx {
+    pub(crate) fn rx(&mut self, batch: &mut Batch) -> Rx {
         let received = match self {
+            Self::Vhost(link) => return link.rx(batch),
             Self::Uml(link) | Self::Vde(link) | Self::Dump(link) => link.rx(batch),
             Self::Bess(link) | Self::Uplink(link) => link.rx(batch),
             Self::UplinkStream(link) => link.rx(batch),
@@ -132,14 +150,24 @@ impl Link {
         }
     }
 
-    fn send(&self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
+    fn send(&mut self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
         match self {
+            Self::Vhost(link) => link.tx(batch, frames),
             Self::Uml(link) | Self::Vde(link) | Self::Dump(link) => link.tx(batch, frames),
             Self::Bess(link) | Self::Uplink(link) => link.tx(batch, frames),
             Self::UplinkStream(link) => link.tx(batch, frames),
             Self::Tap(link) => link.tx(batch, frames),
         }
     }
+}
+
+/// What a link receives into: buffers for frames of up to so many bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Buffers {
+    /// Of equal size, for the kernel to fill.
+    Equal(usize),
+    /// One behind the other, each as long as its frame.
+    Packed(usize),
 }
 
 /// Counters of one port, from its first frame on.
@@ -234,7 +262,7 @@ impl Port {
     /// Sends frames: the only way out of the fabric. `frame_bytes` is the length of the domain's longest frame.
     pub(crate) fn tx(&mut self, batch: &Batch, rest: Rest, frame_bytes: usize) -> Tx {
         self.faults.clear();
-        if !self.link.finishes() && !(rest.frames & batch.unfinished()).is_empty() {
+        if !(rest.frames & batch.unfinished_beyond(self.link.offloads())).is_empty() {
             return self.tx_finished(batch, rest, frame_bytes);
         }
         let mut frames = rest.frames;

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use fabric::offload::VNET_HEADER_BYTES;
-use fabric::{Batch, FrameSet};
+use fabric::{Batch, FrameSet, Offloads};
 
 /// The longest frame a tap sends: 65,535 bytes behind an Ethernet header with two tags.
 const LONGEST_FRAME: usize = 65_535 + 14 + 8;
@@ -38,9 +38,13 @@ impl Link {
         self.device.as_fd()
     }
 
-    /// True if it takes frames that are not finished.
-    pub(crate) fn finishes(&self) -> bool {
-        self.offload
+    /// What the kernel does to frames that are not finished.
+    pub(crate) fn offloads(&self) -> Offloads {
+        if self.offload {
+            Offloads::ALL
+        } else {
+            Offloads::NONE
+        }
     }
 
     /// Bytes a receive buffer needs in a domain whose own frames need so many.

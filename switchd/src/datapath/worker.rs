@@ -9,7 +9,8 @@ use fabric::{Batch, Plan, PortId};
 use netio::poll::Poller;
 
 use super::domain::Domain;
-use super::port::Parcel;
+use super::port::{Buffers, Parcel};
+use super::vhost::SLAB_BYTES;
 use super::{Command, DomainId};
 
 /// The token of the wake-up descriptor; a port's has a domain's slot in its upper half, which is never all ones.
@@ -41,6 +42,8 @@ pub(super) struct Context {
     pub(super) ready: VecDeque<(Slot, PortId)>,
     /// Ports that others wait for.
     pub(super) full: Vec<(Slot, PortId)>,
+    /// Ports that have room of which no event tells.
+    pub(super) roomy: Vec<(Slot, PortId)>,
     /// Ports whose link has died, to be removed at the end of the round.
     pub(super) dead: Vec<(Slot, PortId)>,
     pub(super) pool: Pool,
@@ -65,6 +68,9 @@ pub(super) fn token(slot: Slot, port: PortId) -> u64 {
     u64::from(slot) << 32 | u64::from(port.0)
 }
 
+/// Set in the token of a descriptor that becomes readable when the port has room. Port numbers have 16 bits.
+pub(super) const ROOM: u64 = 1 << 31;
+
 pub(super) struct Worker {
     inbox: Receiver<Command>,
     domains: Vec<Option<Domain>>,
@@ -80,6 +86,7 @@ impl Worker {
             poller,
             ready: VecDeque::new(),
             full: Vec::new(),
+            roomy: Vec::new(),
             dead: Vec::new(),
             pool: Pool::default(),
             plan: Plan::new(),
@@ -145,7 +152,7 @@ impl Worker {
     /// How long to wait: not at all with ports to read, until the next deadline with ports that are waited for, else
     /// for ever.
     fn timeout(&self) -> Option<Duration> {
-        if !self.context.ready.is_empty() {
+        if !self.context.ready.is_empty() || !self.context.roomy.is_empty() {
             return Some(Duration::ZERO);
         }
         let unsent = self.context.unsent.then(|| Instant::now() + UNSENT);
@@ -172,14 +179,25 @@ impl Worker {
                 continue;
             }
             #[expect(clippy::cast_possible_truncation, reason = "the token's two halves")]
-            let (slot, port) = ((event.token >> 32) as Slot, PortId(event.token as u32));
+            let (slot, port) = ((event.token >> 32) as Slot, PortId((event.token & !ROOM) as u32));
             let Some(domain) = domain(&mut self.domains, slot) else {
                 continue;
             };
+            if event.token & ROOM != 0 {
+                domain.writable(port, &mut self.context);
+                continue;
+            }
             if event.readable || event.broken {
                 domain.readable(port, &mut self.context);
             }
             if event.writable {
+                domain.writable(port, &mut self.context);
+            }
+        }
+        for _ in 0..self.context.roomy.len() {
+            if let Some((slot, port)) = self.context.roomy.pop()
+                && let Some(domain) = domain(&mut self.domains, slot)
+            {
                 domain.writable(port, &mut self.context);
             }
         }
@@ -313,7 +331,7 @@ fn domain(domains: &mut [Option<Domain>], slot: Slot) -> Option<&mut Domain> {
     domains.get_mut(slot as usize)?.as_mut()
 }
 
-/// Parcels that are not in use, by the length of their buffers.
+/// Parcels that are not in use, by their buffers.
 #[derive(Default)]
 pub(super) struct Pool {
     parcels: Vec<Parcel>,
@@ -323,25 +341,32 @@ impl Pool {
     /// Spare parcels kept; more of them come into being only while as many ports are held back.
     const KEPT: usize = 16;
 
-    /// An empty parcel for frames of up to so many bytes.
-    pub(super) fn take(&mut self, frame_bytes: usize, now: Instant) -> Parcel {
+    /// An empty parcel with such buffers.
+    pub(super) fn take(&mut self, buffers: Buffers, now: Instant) -> Parcel {
+        let of = |batch: &Batch| match batch.is_packed() {
+            true => Buffers::Packed(batch.frame_bytes()),
+            false => Buffers::Equal(batch.frame_bytes()),
+        };
         match self
             .parcels
             .iter()
-            .rposition(|parcel| parcel.batch.frame_bytes() == frame_bytes)
+            .rposition(|parcel| of(&parcel.batch) == buffers)
         {
             Some(index) => Parcel {
                 since: now,
                 ..self.parcels.swap_remove(index)
             },
-            None => {
-                let frames = (BATCH_BYTES / frame_bytes).clamp(FEWEST_FRAMES, fabric::BATCH_FRAMES);
-                Parcel {
-                    batch: Batch::new(frame_bytes, frames),
-                    owed: Vec::new(),
-                    since: now,
-                }
-            }
+            None => Parcel {
+                batch: match buffers {
+                    Buffers::Equal(frame_bytes) => {
+                        let frames = (BATCH_BYTES / frame_bytes).clamp(FEWEST_FRAMES, fabric::BATCH_FRAMES);
+                        Batch::new(frame_bytes, frames)
+                    }
+                    Buffers::Packed(frame_bytes) => Batch::packed(frame_bytes, SLAB_BYTES),
+                },
+                owed: Vec::new(),
+                since: now,
+            },
         }
     }
 

@@ -1,0 +1,166 @@
+//! A port of a guest that shares its memory (vhost-user): frames are copied out of and into its rings.
+//!
+//! The guest kicks by eventfds: one when it has sent, one when it has given buffers and somebody waits for them. The
+//! front end's messages are heard on the control side (`control/vhost.rs`), which takes the link away before it changes
+//! anything about rings or memory.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use fabric::{Batch, FrameSet, Offloads};
+use netio::shm::{Call, SharedMemory};
+use virtio::net::{End, LONGEST_FRAME};
+use virtio::{Device, RingError};
+
+use super::port::Rx;
+
+/// Bytes all frames of a batch share: as many super-frames as a socket port has frames in its.
+pub(crate) const SLAB_BYTES: usize = 512 * 1024;
+
+/// What the control side learns of a link that lives with the worker.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// Where the rings are, in the order of their numbers.
+    positions: [AtomicU16; 2],
+    fault: OnceLock<Fault>,
+}
+
+impl Outcome {
+    /// The next chain of a ring: once the link is gone, where the guest may have it taken up again.
+    pub(crate) fn position(&self, queue: usize) -> u16 {
+        self.positions[queue].load(Ordering::Acquire)
+    }
+
+    /// Why the link gave up, if it did.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.fault.get().copied()
+    }
+}
+
+/// What a guest has done that ends its port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    /// Its rings are not what they should be.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// Its memory has gone.
+    #[error("a part of the memory it shares is gone")]
+    Truncated,
+}
+
+/// Two rings in a guest's memory.
+pub(crate) struct Link {
+    device: Device,
+    memory: Arc<SharedMemory>,
+    /// In the order of the queues: to the guest, from the guest.
+    kicks: [OwnedFd; 2],
+    /// A guest that polls has none.
+    calls: [Option<Call>; 2],
+    outcome: Arc<Outcome>,
+}
+
+impl Link {
+    pub(crate) fn new(
+        device: Device,
+        memory: Arc<SharedMemory>,
+        kicks: [OwnedFd; 2],
+        calls: [Option<Call>; 2],
+        outcome: Arc<Outcome>,
+    ) -> Self {
+        let link = Self {
+            device,
+            memory,
+            kicks,
+            calls,
+            outcome,
+        };
+        link.note();
+        link
+    }
+
+    /// What tells that the guest has sent, and what tells that it has given buffers.
+    pub(crate) fn fds(&self) -> (BorrowedFd<'_>, BorrowedFd<'_>) {
+        (self.kicks[1].as_fd(), self.kicks[0].as_fd())
+    }
+
+    /// What the guest takes unfinished.
+    pub(crate) fn offloads(&self) -> Offloads {
+        self.device.offloads()
+    }
+
+    /// Bytes of the longest frame in a domain whose own frames need so many.
+    pub(crate) fn frame_bytes(&self, longest_frame: usize) -> usize {
+        longest_frame.max(LONGEST_FRAME)
+    }
+
+    pub(crate) fn rx(&mut self, batch: &mut Batch) -> Rx {
+        match self.check(|link| link.device.receive(&*link.memory, batch)) {
+            Ok(received) => {
+                self.call(1, received.call);
+                if received.more { Rx::More } else { Rx::Drained }
+            }
+            Err(_) => {
+                batch.clear();
+                Rx::Closed
+            }
+        }
+    }
+
+    /// Sends frames in order; returns how many went.
+    ///
+    /// # Errors
+    /// `WouldBlock` if the guest has not given enough buffers for the first, `EMSGSIZE` if it never will, `ECONNRESET`
+    /// if there is something wrong with it.
+    pub(crate) fn tx(&mut self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
+        let sent = self.check(|link| link.device.send(&*link.memory, batch, frames))?;
+        self.call(0, sent.call);
+        match sent.end {
+            _ if sent.frames > 0 => Ok(sent.frames),
+            End::Done => Ok(0),
+            End::Full => Err(io::ErrorKind::WouldBlock.into()),
+            End::TooBig => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
+        }
+    }
+
+    /// Asks for a kick when the guest gives buffers, or not to be kicked; true if it has just given some.
+    ///
+    /// # Errors
+    /// `ECONNRESET` if there is something wrong with the guest.
+    pub(crate) fn watch_room(&mut self, wanted: bool) -> io::Result<bool> {
+        self.check(|link| link.device.watch_room(&*link.memory, wanted))
+    }
+
+    /// From now on, only what the guest has sent by now is received.
+    pub(crate) fn finish(&mut self) {
+        // What is wrong with the ring will be found again when it is read.
+        let _ = self.check(|link| link.device.finish(&*link.memory));
+    }
+
+    fn call(&self, queue: usize, wanted: bool) {
+        if let (true, Some(call)) = (wanted, &self.calls[queue]) {
+            call.ring();
+        }
+    }
+
+    /// Does something with the rings, and believes it only if the memory was there.
+    fn check<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T, RingError>) -> io::Result<T> {
+        let result = act(self);
+        self.note();
+        let fault = match result {
+            Ok(value) if self.memory.is_whole() => return Ok(value),
+            Err(error) if self.memory.is_whole() => Fault::Ring(error),
+            _ => Fault::Truncated,
+        };
+        let _ = self.outcome.fault.set(fault);
+        Err(io::Error::from_raw_os_error(libc::ECONNRESET))
+    }
+
+    fn note(&self) {
+        for (place, position) in self.outcome.positions.iter().zip(self.device.positions()) {
+            place.store(position, Ordering::Release);
+        }
+    }
+}
