@@ -92,6 +92,11 @@ impl Home {
         self
     }
 
+    /// The user, if it is another than the test's own.
+    pub fn user(&self) -> Option<u32> {
+        self.user
+    }
+
     /// The directory itself.
     pub fn path(&self) -> PathBuf {
         if self.user.is_some() {

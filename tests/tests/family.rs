@@ -345,6 +345,15 @@ fn vclean_takes_what_it_is_told_and_nothing_else() {
     fs::remove_dir_all(home.path().join(".netkit/machines/pc1")).unwrap();
     kill(home.pid("pc2", "supervisor_pid"), Signal::SIGKILL).unwrap();
     home.wait_for_status("pc2", "crashed");
+    // What ends by itself has ended: the kernel of pc2, and with it the domain.
+    wait_for("the kernel of pc2 to end", || {
+        home.processes()
+            .iter()
+            .all(|(_, line)| !line.contains("umid=pc2"))
+    });
+    wait_for("domain A to go", || {
+        state(&home).iter().all(|file| !file.contains("vhub_"))
+    });
     let before = state(&home);
     let told = said(&home, "vclean", &["--test"]);
     assert!(

@@ -1,11 +1,15 @@
 //! The tap of a machine's `--ethN=tap,...`: made by tapctl, with sudo where that is needed.
 
+use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde::Deserialize;
 
+use crate::dirs::Dirs;
+use crate::machine::Attachment;
+use crate::registry::{Record, Registry, RegistryError, Status};
 use crate::switch::program;
 
 /// Why there is no tap.
@@ -25,6 +29,12 @@ pub enum TapError {
     /// It has said why.
     #[error("tapctl did not do it")]
     Refused,
+    /// It cannot be noted that the tap is ours.
+    #[error("cannot write {}", .0.display())]
+    Mark(PathBuf, #[source] std::io::Error),
+    /// The user's machines cannot be looked at.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// It said what is not in its documentation.
     #[error("tapctl answers what cannot be understood")]
     Answer(#[from] serde_json::Error),
@@ -37,6 +47,9 @@ pub struct Tap {
     pub device: String,
     /// The host's address on it, with the length of the subnet.
     pub address: Option<String>,
+    /// Whether it was made now, for us.
+    #[serde(default)]
+    pub made: bool,
 }
 
 impl Tap {
@@ -81,8 +94,8 @@ fn announce(command: &str, purpose: &str) -> Result<(), TapError> {
 ///
 /// # Errors
 /// When tapctl cannot be run or refuses.
-pub fn remove(whose: &[&str], dry: bool) -> Result<(), TapError> {
-    announce("vclean", "remove the tap")?;
+pub fn remove(command: &str, whose: &[&str], dry: bool) -> Result<(), TapError> {
+    announce(command, "remove the tap")?;
     let mut words = tapctl(&["down"]);
     words.extend(whose.iter().map(|&word| word.to_owned()));
     words.extend(dry.then(|| "--dry-run".to_owned()));
@@ -97,11 +110,41 @@ pub fn remove(whose: &[&str], dry: bool) -> Result<(), TapError> {
     }
 }
 
+/// Takes the user's tap away if vstart has made it and no machine is attached to it any more; true if it did.
+///
+/// # Errors
+/// When tapctl cannot be run or refuses.
+pub fn release(command: &str, registry: &Registry) -> Result<bool, TapError> {
+    let mark = mark(registry.dirs());
+    let on_tap = |record: &Record| {
+        let mut interfaces = record.machine.interfaces.iter();
+        record.status != Status::Crashed
+            && interfaces.any(|interface| matches!(interface.attachment, Attachment::Tap { .. }))
+    };
+    if !mark.exists() || registry.list()?.iter().any(on_tap) {
+        return Ok(false);
+    }
+    remove(command, &[], false)?;
+    forget(registry.dirs());
+    Ok(true)
+}
+
+/// Forgets that vstart has made a tap: it is gone.
+pub fn forget(dirs: &Dirs) {
+    // If it stays, the next one to look finds no tap to take away: that is no harm.
+    let _ = fs::remove_file(mark(dirs));
+}
+
+/// The file that says that the tap is vstart's, and not one the user has made.
+fn mark(dirs: &Dirs) -> PathBuf {
+    dirs.machines.join(".tap")
+}
+
 /// Makes sure the user's tap is there. If it is there already it stays as it is, and tapctl says so.
 ///
 /// # Errors
 /// When tapctl cannot be run or refuses.
-pub fn make(host: IpAddr) -> Result<Tap, TapError> {
+pub fn make(host: IpAddr, dirs: &Dirs) -> Result<Tap, TapError> {
     announce("vstart", "make the tap")?;
     let words = command(host);
     let output = Command::new(&words[0])
@@ -113,7 +156,13 @@ pub fn make(host: IpAddr) -> Result<Tap, TapError> {
     if !output.status.success() {
         return Err(TapError::Refused);
     }
-    Ok(serde_json::from_slice(&output.stdout)?)
+    let tap: Tap = serde_json::from_slice(&output.stdout)?;
+    if tap.made {
+        crate::registry::make_private_dir(&dirs.machines)?;
+        let mark = mark(dirs);
+        fs::write(&mark, &tap.device).map_err(|error| TapError::Mark(mark, error))?;
+    }
+    Ok(tap)
 }
 
 #[cfg(test)]
@@ -126,5 +175,6 @@ mod tests {
         let tap: Tap = serde_json::from_str(text).unwrap();
         assert_eq!(tap.device, "nk_tap_r1");
         assert_eq!(tap.host(), "10.0.0.1".parse().ok());
+        assert!(tap.made);
     }
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use fabric::mac::MacAddr;
 
 use crate::config::Config;
+use crate::dirs::Dirs;
 use crate::machine::{Attachment, Interface, Machine, Root};
 use crate::tap;
 use crate::transport::{Choice, Drivers, Wanted};
@@ -125,12 +126,12 @@ fn transports(interfaces: &mut [Interface], choices: &[Choice], kernel: &Path, u
 
 /// Makes the way to the host, if that is where an interface leads; its device. A tap that is there keeps its own
 /// address, and that is then the way out.
-pub(super) fn make_tap(interface: &mut Interface) -> Result<Option<String>> {
+pub(super) fn make_tap(interface: &mut Interface, dirs: &Dirs) -> Result<Option<String>> {
     let name = interface.name();
     let Attachment::Tap { host, .. } = &mut interface.attachment else {
         return Ok(None);
     };
-    let tap = tap::make(*host).with_context(|| format!("cannot connect {name} to the host"))?;
+    let tap = tap::make(*host, dirs).with_context(|| format!("cannot connect {name} to the host"))?;
     if let Some(address) = tap.host() {
         *host = address;
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Parser;
 
 use super::labs::{Where, code};
-use super::lhalt::finish;
+use super::lhalt::{finish, leave_tap};
 use crate::halt::Force;
 use crate::lab::end::{Manner, running};
 
@@ -53,7 +53,8 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
         _ => Force::Console,
     });
     let quiet = options.quiet || options.quick;
-    let well = finish(&lab, &records, manner, !options.keep_fs, &registry, quiet);
+    let mut well = finish(&lab, &records, manner, !options.keep_fs, &registry, quiet);
+    well &= leave_tap("lcrash", &registry);
     if options.list {
         super::vlist::run(&super::vlist::Options::parse_from(["vlist"]))?;
     }

@@ -56,7 +56,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
     let lab = options.place.lab(options.force_lab)?;
     let registry = super::registry()?;
     let records = running(&lab, &lab.select(&options.place.names)?, &registry)?;
-    let well = finish(
+    let mut well = finish(
         &lab,
         &records,
         manner,
@@ -64,10 +64,25 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
         &registry,
         options.quiet,
     );
+    well &= leave_tap("lhalt", &registry);
     if options.list {
         super::vlist::run(&super::vlist::Options::parse_from(["vlist"]))?;
     }
     Ok(code(well))
+}
+
+/// Takes the tap away when the last machine that used it has gone; false if that fails.
+pub(super) fn leave_tap(command: &str, registry: &Registry) -> bool {
+    match crate::tap::release(command, registry) {
+        Ok(_) => true,
+        Err(error) => {
+            note(&format!(
+                "{command}: cannot take the tap away: {:#}\nhint: 'vclean -T' tries again",
+                anyhow::Error::from(error)
+            ));
+            false
+        }
+    }
 }
 
 /// Ends machines and says so; false if one could not be.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use super::labs::code;
-use super::lhalt::finish;
+use super::lhalt::{finish, leave_tap};
 use super::lstart::{Starting, launch, prepare};
 use crate::lab::Lab;
 use crate::lab::end::{Manner, remove, running};
@@ -72,6 +72,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
     });
     let left = running(&lab, &machines, &registry)?;
     let ended = left.is_empty() || finish(&lab, &left, Manner::Halt(HALT_PATIENCE), false, &registry, true);
+    let ended = ended && leave_tap("ltest", &registry);
     remove(&signal)?;
     for name in &names {
         remove(&lab.file(name, "testdone"))?;

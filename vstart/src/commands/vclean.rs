@@ -90,13 +90,21 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     if options.remove_tunnels || all {
         let result = match &whose {
-            Whose::Own => crate::tap::remove(&[], options.test),
-            Whose::User(owner) => crate::tap::remove(&["--user", &owner.name], options.test),
-            Whose::All => crate::tap::remove(&["--all"], options.test),
+            Whose::Own => own_tap(options.test),
+            Whose::User(owner) => crate::tap::remove("vclean", &["--user", &owner.name], options.test),
+            Whose::All => crate::tap::remove("vclean", &["--all"], options.test),
         };
         well &= ok("vclean", result.map_err(Into::into));
     }
     Ok(super::labs::code(well))
+}
+
+fn own_tap(dry: bool) -> Result<(), crate::tap::TapError> {
+    crate::tap::remove("vclean", &[], dry)?;
+    if let (false, Ok(dirs)) = (dry, super::dirs()) {
+        crate::tap::forget(&dirs);
+    }
+    Ok(())
 }
 
 impl Options {

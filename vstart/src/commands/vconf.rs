@@ -93,7 +93,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             Change::Add(asked) => {
                 let interface = settled.iter().find(|settled| settled.number == asked.number);
                 let mut interface = interface.unwrap_or(asked).clone();
-                let tap = interfaces::make_tap(&mut interface)?;
+                let tap = interfaces::make_tap(&mut interface, registry.dirs())?;
                 let request = Request::Plug {
                     interface: interface.clone(),
                     tap,

@@ -184,7 +184,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         launch::note(&format!("{}: in the machine, {names}", options.name));
     }
     for interface in &mut plan.machine.interfaces {
-        plan.tap = interfaces::make_tap(interface)?.or(plan.tap);
+        plan.tap = interfaces::make_tap(interface, &plan.dirs)?.or(plan.tap);
     }
     let this = plan.machine.consoles.contains(&Console::This);
     let follow = Follow {
