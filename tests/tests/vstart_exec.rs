@@ -120,3 +120,20 @@ fn signals_reach_the_command_and_the_end_of_the_machine_its_user() {
     fs::remove_file(home.path().join("ready")).unwrap();
     home.assert_nothing_left();
 }
+
+#[test]
+fn commands_run_again_after_the_guest_side_has_started_anew() {
+    let home = Home::new();
+    home.start("pc1", &[]);
+    for end in ["pkill -KILL -f '[-]-agent'", "reboot; sleep 1000"] {
+        let error = home.fails(1, "vexec", ["pc1", end]);
+        assert!(
+            error.contains("machine pc1 has started again before the command ended"),
+            "{error}"
+        );
+        let again = || home.run("vexec", ["pc1", "cat /proc/sys/kernel/hostname"]);
+        assert_eq!(text(&again().stdout), "pc1\n", "after {end}");
+    }
+    home.ok("vcrash", ["pc1"]);
+    home.assert_nothing_left();
+}

@@ -5,7 +5,8 @@
 //! frame: length u32 (of the rest) | channel u32 | kind u8 | contents           big-endian
 //! ```
 //!
-//! The supervisor passes frames on and only changes channel numbers: a channel is one command. Whoever sends bytes
+//! On the serial line, [`crate::line`] sees to it that every frame arrives. The supervisor passes frames on and only
+//! changes channel numbers: a channel is one command. Whoever sends bytes
 //! has [`WINDOW`] of them in flight at most and waits for [`Kind::Credit`] then, so that no command can fill the
 //! line with what nobody reads and none has to wait for another.
 
@@ -15,9 +16,6 @@ use std::sync::{Condvar, Mutex, PoisonError};
 pub const WINDOW: usize = 64 * 1024;
 /// Bytes of contents a frame has at most.
 pub const LONGEST: usize = 8 * 1024;
-
-/// The channel that is no command but the line itself: the agent gives credit on it for every byte it has read.
-pub const LINE: u32 = 0;
 
 const HEADER: usize = 9;
 
@@ -42,11 +40,9 @@ pub enum Kind {
     Exit,
     /// So many bytes have arrived: a u32.
     Credit,
-    /// The agent is there.
-    Hello,
 }
 
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 9] = [
     Kind::Run,
     Kind::Input,
     Kind::InputEnd,
@@ -56,7 +52,6 @@ const KINDS: [Kind; 10] = [
     Kind::Error,
     Kind::Exit,
     Kind::Credit,
-    Kind::Hello,
 ];
 
 /// One message.

@@ -21,6 +21,7 @@ pub mod halt;
 pub mod kernel_args;
 pub mod lab;
 pub mod launch;
+pub mod line;
 pub mod listing;
 pub mod machine;
 pub mod mconsole;

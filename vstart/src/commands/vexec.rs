@@ -90,11 +90,20 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             }
         }
     });
-    show(from, &to, &window, name)
+    match show(from, &to, &window)? {
+        Some(code) => Ok(code),
+        None if registry
+            .find(name)
+            .is_ok_and(|machine| machine.status != Status::Crashed) =>
+        {
+            bail!("machine {name} has started again before the command ended");
+        }
+        None => bail!("machine {name} ended before the command did"),
+    }
 }
 
-/// Shows what the command writes, until it ends.
-fn show(mut from: impl Read, to: &Sender, window: &Window, name: &MachineName) -> Result<ExitCode> {
+/// Shows what the command writes, until it ends; `None` if that is not heard of.
+fn show(mut from: impl Read, to: &Sender, window: &Window) -> Result<Option<ExitCode>> {
     let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
     let mut decoder = Decoder::default();
     let mut buffer = [0; 4096];
@@ -105,7 +114,7 @@ fn show(mut from: impl Read, to: &Sender, window: &Window, name: &MachineName) -
             result => result.context("cannot read from the machine's supervisor")?,
         };
         if length == 0 {
-            bail!("machine {name} ended before the command did");
+            return Ok(None);
         }
         decoder.push(&buffer[..length]);
         while let Some(frame) = decoder.frame()? {
@@ -118,7 +127,10 @@ fn show(mut from: impl Read, to: &Sender, window: &Window, name: &MachineName) -
                     err.write_all(&frame.contents)?;
                     to.send(&Frame::credit(0, frame.contents.len()));
                 }
-                Kind::Exit => return Ok(ExitCode::from(frame.contents.first().copied().unwrap_or(1))),
+                Kind::Exit => {
+                    let code = frame.contents.first().copied().unwrap_or(1);
+                    return Ok(Some(ExitCode::from(code)));
+                }
                 Kind::Credit => window.give(frame.credited()),
                 _ => {}
             }

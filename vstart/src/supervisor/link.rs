@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 
 use super::tty::{self, Slave, Tty};
-use crate::agent::{Decoder, Frame, Kind, LINE};
+use crate::agent::{Decoder, Frame, Garbled, Kind};
+use crate::line::{Event, Line, TO_GUEST};
 
 /// The line, from the supervisor's side.
 pub(crate) struct Link {
@@ -27,9 +29,8 @@ impl Link {
     /// Makes the line and starts to listen to it.
     pub(crate) fn open() -> io::Result<Arc<Self>> {
         let (tty, slave) = tty::open()?;
-        let (from, to) = split(tty);
         let (to_agent, frames) = mpsc::channel(FRAMES);
-        let (hello, agent_is_there) = watch::channel(false);
+        let (there, agent_is_there) = watch::channel(false);
         let link = Arc::new(Self {
             slave,
             to_agent,
@@ -37,9 +38,7 @@ impl Link {
             last_channel: AtomicU32::new(0),
             agent_is_there,
         });
-        let in_flight = Arc::new(Semaphore::new(LINE_WINDOW));
-        tokio::spawn(send(frames, to, in_flight.clone()));
-        tokio::spawn(receive(link.clone(), from, hello, in_flight));
+        tokio::spawn(carry(link.clone(), tty, frames, there));
         Ok(link)
     }
 
@@ -133,59 +132,69 @@ impl Link {
         }
     }
 
+    /// Gives every command's user what the agent has said to it.
+    fn hand_out(&self, decoder: &mut Decoder) -> Result<(), Garbled> {
+        while let Some(frame) = decoder.frame()? {
+            // Whoever ran it may have gone.
+            let user = self.with_channels(|channels| channels.get(&frame.channel).cloned());
+            let _ = user.map(|user| user.send(frame));
+        }
+        Ok(())
+    }
+
     fn with_channels<T>(&self, work: impl FnOnce(&mut HashMap<u32, mpsc::UnboundedSender<Frame>>) -> T) -> T {
         work(&mut self.channels.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-async fn send(mut frames: mpsc::Receiver<Frame>, mut to: WriteHalf<Tty>, in_flight: Arc<Semaphore>) {
-    while let Some(frame) = frames.recv().await {
-        for piece in frame.encode().chunks(LINE_WINDOW) {
-            let bytes = u32::try_from(piece.len()).expect("a piece is no longer than the line's window");
-            let Ok(room) = in_flight.acquire_many(bytes).await else {
-                return;
-            };
-            // The agent gives it back.
-            room.forget();
-            if to.write_all(piece).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
-async fn receive(
-    link: Arc<Link>,
-    mut from: ReadHalf<Tty>,
-    hello: watch::Sender<bool>,
-    in_flight: Arc<Semaphore>,
-) {
+/// Carries frames over the line, both ways, for as long as there is one.
+async fn carry(link: Arc<Link>, tty: Tty, mut frames: mpsc::Receiver<Frame>, there: watch::Sender<bool>) {
+    let (mut from, mut to) = split(tty);
+    let mut line = Line::answering(TO_GUEST);
     let mut decoder = Decoder::default();
-    let mut buffer = [0; 4096];
-    while let Ok(length) = from.read(&mut buffer).await {
-        decoder.push(&buffer[..length]);
-        loop {
-            match decoder.frame() {
-                Ok(Some(frame)) if frame.kind == Kind::Hello => drop(hello.send(true)),
-                Ok(Some(frame)) if frame.channel == LINE => in_flight.add_permits(frame.credited()),
-                Ok(Some(frame)) => {
-                    // Whoever ran it may have gone.
-                    let user = link.with_channels(|channels| channels.get(&frame.channel).cloned());
-                    let _ = user.map(|user| user.send(frame));
+    let (start, mut out, mut buffer) = (Instant::now(), Vec::new(), [0; 4096]);
+    loop {
+        if out.is_empty() {
+            line.transmit(start.elapsed(), &mut out);
+        }
+        let deadline = start + line.deadline().unwrap_or_default();
+        tokio::select! {
+            length = from.read(&mut buffer) => {
+                let Ok(length @ 1..) = length else { return };
+                for event in line.receive(start.elapsed(), &buffer[..length]) {
+                    match event {
+                        Event::Connected => {
+                            // Another agent knows nothing about the commands of the one before.
+                            decoder = Decoder::default();
+                            link.with_channels(HashMap::clear);
+                            there.send_replace(true);
+                        }
+                        Event::Bytes(bytes) => decoder.push(&bytes),
+                    }
                 }
-                Ok(None) => break,
-                // Nothing that comes after can be trusted: every command's user is told by the end of its channel.
-                Err(_) => {
-                    let _ = hello.send(false);
+                if link.hand_out(&mut decoder).is_err() {
+                    // Nothing that comes after can be trusted: every command's user is told by the end of its channel.
+                    there.send_replace(false);
                     return link.with_channels(HashMap::clear);
                 }
             }
+            length = to.write(&out), if !out.is_empty() => {
+                let Ok(length) = length else { return };
+                out.drain(..length);
+            }
+            frame = frames.recv(), if line.has_room() => {
+                let Some(frame) = frame else { return };
+                // An agent need not hear of a command whose user was told that it has ended.
+                let wanted = link.with_channels(|channels| channels.contains_key(&frame.channel));
+                if wanted || frame.kind == Kind::Close {
+                    line.push(&frame.encode());
+                }
+            }
+            () = sleep_until(deadline), if line.deadline().is_some() && out.is_empty() => {}
         }
     }
 }
 
-/// Bytes the guest may not have read yet: its kernel loses what does not fit into the buffer of a serial line.
-const LINE_WINDOW: usize = 1024;
 /// Frames that may wait for the line; those who send more wait themselves.
 const FRAMES: usize = 64;
 /// A machine that has just been started gets so long to start its agent.

@@ -2,22 +2,26 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg, sigprocmask};
-use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::termios::{FlushArg, SetArg, cfmakeraw, tcflush, tcgetattr, tcsetattr};
 use nix::unistd::Pid;
-use vstart::agent::{self, Decoder, Frame, Kind, LONGEST, Window};
+use vstart::agent::{Decoder, Frame, Kind, LONGEST, Window};
+use vstart::line::{Event, Line, TO_HOST};
 
 use crate::session::{environment, home};
 
@@ -26,70 +30,228 @@ pub(crate) const WORD: &str = "--agent";
 /// The line.
 pub(crate) const LINE: &str = "/dev/ttyS0";
 
+/// Starts an agent.
+pub(crate) fn start(line: &str) -> io::Result<Child> {
+    Command::new(crate::mounts::SELF).args([WORD, line]).spawn()
+}
+
 /// Serves until the line ends.
-pub(crate) fn run(line: &str) -> Result<()> {
+pub(crate) fn run(path: &str) -> Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).context("cannot unblock signals")?;
-    let mut from = OpenOptions::new()
+    let tty = OpenOptions::new()
         .read(true)
         .write(true)
-        .custom_flags(OFlag::O_NOCTTY.bits())
-        .open(line)
-        .with_context(|| format!("cannot open {line}"))?;
-    let mut settings = tcgetattr(&from).with_context(|| format!("cannot use {line}"))?;
+        .custom_flags((OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits())
+        .open(path)
+        .with_context(|| format!("cannot open {path}"))?;
+    let mut settings = tcgetattr(&tty).with_context(|| format!("cannot use {path}"))?;
     cfmakeraw(&mut settings);
-    tcsetattr(&from, SetArg::TCSANOW, &settings).with_context(|| format!("cannot use {line}"))?;
-    let to = Line(Arc::new(Mutex::new(
-        from.try_clone().with_context(|| format!("cannot use {line}"))?,
-    )));
-    to.send(&Frame::new(0, Kind::Hello, []));
+    tcsetattr(&tty, SetArg::TCSANOW, &settings).with_context(|| format!("cannot use {path}"))?;
 
-    let mut commands: HashMap<u32, Running> = HashMap::new();
+    let (mut bell, ring) = std::io::pipe().context("cannot make a pipe")?;
+    let outbox = Outbox(Arc::new(Shared {
+        waiting: Mutex::default(),
+        room: Condvar::new(),
+        bell: ring,
+    }));
+    let mut commands = Commands {
+        outbox: outbox.clone(),
+        running: HashMap::new(),
+    };
+    let start = Instant::now();
+    let mut line = Line::calling(epoch(), TO_HOST);
     let mut decoder = Decoder::default();
+    let mut out = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        let length = from
-            .read(&mut buffer)
-            .with_context(|| format!("cannot read {line}"))?;
-        to.send(&Frame::credit(agent::LINE, length));
-        decoder.push(&buffer[..length]);
+        if out.is_empty() {
+            let now = start.elapsed();
+            if line.deadline().is_some_and(|deadline| deadline <= now) {
+                look_again(&tty);
+            }
+            line.transmit(now, &mut out);
+        }
+        let deadline = match line.deadline() {
+            _ if !out.is_empty() => Some(STUCK),
+            deadline => deadline.map(|deadline| deadline.saturating_sub(start.elapsed())),
+        };
+        let ready = wait(&tty, !out.is_empty(), line.has_room().then_some(&bell), deadline)?;
+        if ready.bell {
+            // There is one byte at most.
+            bell.read(&mut buffer).context("cannot read a pipe")?;
+            line.push(&outbox.take());
+        }
+        if ready.write {
+            let length = again((&tty).write(&out)).with_context(|| format!("cannot write to {path}"))?;
+            out.drain(..length.unwrap_or(0));
+        } else if ready.late && !out.is_empty() {
+            look_again(&tty);
+        }
+        if !ready.read {
+            continue;
+        }
+        let length = again((&tty).read(&mut buffer)).with_context(|| format!("cannot read {path}"))?;
+        anyhow::ensure!(length != Some(0), "{path} has come to its end");
+        for event in line.receive(start.elapsed(), &buffer[..length.unwrap_or(0)]) {
+            if let Event::Bytes(bytes) = event {
+                decoder.push(&bytes);
+            }
+        }
         while let Some(frame) = decoder.frame()? {
-            match frame.kind {
-                Kind::Run => match start(&frame, &to) {
-                    Ok(running) => drop(commands.insert(frame.channel, running)),
-                    Err(error) => {
-                        to.send(&Frame::new(
-                            frame.channel,
-                            Kind::Error,
-                            format!("{error:#}\n").into_bytes(),
-                        ));
-                        to.send(&Frame::new(frame.channel, Kind::Exit, [NOT_FOUND]));
-                    }
-                },
-                Kind::Close => {
-                    if let Some(running) = commands.remove(&frame.channel) {
-                        running.signal(Signal::SIGHUP);
-                        running.window.give(usize::MAX / 2);
-                    }
+            commands.take(frame);
+        }
+    }
+}
+
+/// Makes the kernel pass on what it has of ours. It may have missed that the host has read and can take more.
+fn look_again(tty: &File) {
+    // UML's driver takes this for a request to write, not to forget; and what is lost comes again.
+    let _ = tcflush(tty, FlushArg::TCOFLUSH);
+}
+
+/// A number that no agent before had.
+fn epoch() -> u32 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let low = u32::try_from(now.as_nanos() % (1 << 32)).expect("the rest is smaller");
+    low ^ std::process::id().rotate_left(16)
+}
+
+/// What [`wait`] has found.
+struct Ready {
+    read: bool,
+    write: bool,
+    bell: bool,
+    /// Nothing of that, in time.
+    late: bool,
+}
+
+/// Waits until something can be read or written, or somebody has rung, or it is time.
+fn wait(tty: &File, to_write: bool, bell: Option<&PipeReader>, deadline: Option<Duration>) -> Result<Ready> {
+    let mut wanted = PollFlags::POLLIN;
+    wanted.set(PollFlags::POLLOUT, to_write);
+    let mut fds = vec![PollFd::new(tty.as_fd(), wanted)];
+    fds.extend(bell.map(|bell| PollFd::new(bell.as_fd(), PollFlags::POLLIN)));
+    // Rounded up, or it would be early and find nothing to do.
+    let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
+        PollTimeout::try_from(deadline + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+    });
+    let count = match poll(&mut fds, timeout) {
+        Err(Errno::EINTR) => 0,
+        count => count.context("cannot wait")?,
+    };
+    let found = |index: usize| {
+        fds.get(index)
+            .and_then(PollFd::revents)
+            .unwrap_or(PollFlags::empty())
+    };
+    Ok(Ready {
+        read: found(0).intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR),
+        write: found(0).contains(PollFlags::POLLOUT),
+        bell: !found(1).is_empty(),
+        late: count == 0,
+    })
+}
+
+/// `None` if it has to be tried once more.
+fn again(result: io::Result<usize>) -> io::Result<Option<usize>> {
+    match result {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            ) =>
+        {
+            Ok(None)
+        }
+        result => result.map(Some),
+    }
+}
+
+/// What waits for the line.
+#[derive(Clone)]
+struct Outbox(Arc<Shared>);
+
+struct Shared {
+    waiting: Mutex<Vec<u8>>,
+    room: Condvar,
+    /// Holds a byte as long as something waits.
+    bell: PipeWriter,
+}
+
+impl Outbox {
+    /// Sends a frame as soon as there is room.
+    fn send(&self, frame: &Frame) {
+        let waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = self
+            .0
+            .room
+            .wait_while(waiting, |waiting| waiting.len() >= LONGEST);
+        self.add(waiting.unwrap_or_else(PoisonError::into_inner), frame);
+    }
+
+    /// Sends a frame even if there is no room: for the one who makes room.
+    fn send_at_once(&self, frame: &Frame) {
+        self.add(
+            self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner),
+            frame,
+        );
+    }
+
+    fn add(&self, mut waiting: MutexGuard<Vec<u8>>, frame: &Frame) {
+        if waiting.is_empty() {
+            // The other end is open as long as there is an agent.
+            let _ = (&self.0.bell).write(&[0]);
+        }
+        waiting.extend(frame.encode());
+    }
+
+    fn take(&self) -> Vec<u8> {
+        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.room.notify_all();
+        std::mem::take(&mut waiting)
+    }
+}
+
+/// All commands that run.
+struct Commands {
+    outbox: Outbox,
+    running: HashMap<u32, Running>,
+}
+
+impl Commands {
+    fn take(&mut self, frame: Frame) {
+        let channel = frame.channel;
+        match frame.kind {
+            Kind::Run => match start_command(&frame, &self.outbox) {
+                Ok(running) => drop(self.running.insert(channel, running)),
+                Err(error) => {
+                    let text = format!("{error:#}\n").into_bytes();
+                    self.outbox.send_at_once(&Frame::new(channel, Kind::Error, text));
+                    self.outbox
+                        .send_at_once(&Frame::new(channel, Kind::Exit, [NOT_FOUND]));
                 }
-                _ => {
-                    if let Some(running) = commands.get(&frame.channel) {
-                        running.take(frame);
-                    }
+            },
+            Kind::Close => {
+                if let Some(running) = self.running.remove(&channel) {
+                    running.signal(Signal::SIGHUP);
+                    running.window.give(usize::MAX / 2);
+                }
+            }
+            _ => {
+                if let Some(running) = self.running.get(&channel) {
+                    running.take(frame);
                 }
             }
         }
     }
 }
 
-/// The line, from this side: frames go out whole, one after the other.
-#[derive(Clone)]
-struct Line(Arc<Mutex<File>>);
-
-impl Line {
-    fn send(&self, frame: &Frame) {
-        let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Without the line there is nobody to tell; the reading side ends the agent.
-        let _ = line.write_all(&frame.encode());
+impl Drop for Commands {
+    /// Without a line there is nobody they could run for.
+    fn drop(&mut self) {
+        for running in self.running.values() {
+            running.signal(Signal::SIGHUP);
+        }
     }
 }
 
@@ -126,7 +288,7 @@ impl Running {
     }
 }
 
-fn start(frame: &Frame, line: &Line) -> Result<Running> {
+fn start_command(frame: &Frame, outbox: &Outbox) -> Result<Running> {
     let words: Vec<String> =
         serde_json::from_slice(&frame.contents).context("cannot understand the command")?;
     let mut command = match words.as_slice() {
@@ -157,23 +319,23 @@ fn start(frame: &Frame, line: &Line) -> Result<Running> {
     let (input, typed) = mpsc::channel();
     let (alive, progress) = mpsc::channel();
     if let Some(stdin) = child.stdin.take() {
-        let line = line.clone();
-        thread::spawn(move || feed(channel, stdin, &typed, &line));
+        let outbox = outbox.clone();
+        thread::spawn(move || feed(channel, stdin, &typed, &outbox));
     }
     if let Some(stdout) = child.stdout.take() {
-        let (line, window, alive) = (line.clone(), window.clone(), alive.clone());
-        thread::spawn(move || forward(channel, Kind::Output, stdout, &window, &line, &alive));
+        let (outbox, window, alive) = (outbox.clone(), window.clone(), alive.clone());
+        thread::spawn(move || forward(channel, Kind::Output, stdout, &window, &outbox, &alive));
     }
     if let Some(stderr) = child.stderr.take() {
-        let (line, window) = (line.clone(), window.clone());
-        thread::spawn(move || forward(channel, Kind::Error, stderr, &window, &line, &alive));
+        let (outbox, window) = (outbox.clone(), window.clone());
+        thread::spawn(move || forward(channel, Kind::Error, stderr, &window, &outbox, &alive));
     }
     let group = Pid::from_raw(i32::try_from(child.id()).context("the process number is too large")?);
-    let line = line.clone();
+    let outbox = outbox.clone();
     let ended = Arc::new(AtomicBool::new(false));
     thread::spawn({
         let ended = ended.clone();
-        move || finish(channel, child, &progress, &line, &ended)
+        move || finish(channel, child, &progress, &outbox, &ended)
     });
     Ok(Running {
         group,
@@ -183,22 +345,29 @@ fn start(frame: &Frame, line: &Line) -> Result<Running> {
     })
 }
 
-fn feed(channel: u32, mut stdin: impl Write, typed: &Receiver<Option<Vec<u8>>>, line: &Line) {
+fn feed(channel: u32, mut stdin: impl Write, typed: &Receiver<Option<Vec<u8>>>, outbox: &Outbox) {
     let mut open = true;
     while let Ok(Some(bytes)) = typed.recv() {
         // Credit is given for what the command does not want as well: its user must not wait for ever.
         open = open && stdin.write_all(&bytes).is_ok();
-        line.send(&Frame::credit(channel, bytes.len()));
+        outbox.send(&Frame::credit(channel, bytes.len()));
     }
 }
 
-fn forward(channel: u32, kind: Kind, mut from: impl Read, window: &Window, line: &Line, alive: &Sender<()>) {
+fn forward(
+    channel: u32,
+    kind: Kind,
+    mut from: impl Read,
+    window: &Window,
+    outbox: &Outbox,
+    alive: &Sender<()>,
+) {
     let mut buffer = [0; LONGEST];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         let mut sent = 0;
         while sent < length {
             let piece = window.take(length - sent);
-            line.send(&Frame::new(channel, kind, &buffer[sent..sent + piece]));
+            outbox.send(&Frame::new(channel, kind, &buffer[sent..sent + piece]));
             sent += piece;
             let _ = alive.send(());
         }
@@ -207,7 +376,7 @@ fn forward(channel: u32, kind: Kind, mut from: impl Read, window: &Window, line:
 
 /// Waits for the end of the command and then for its output. What it left running in the background may keep the
 /// output open: that is not waited for once nothing more comes.
-fn finish(channel: u32, mut child: Child, progress: &Receiver<()>, line: &Line, ended: &AtomicBool) {
+fn finish(channel: u32, mut child: Child, progress: &Receiver<()>, outbox: &Outbox, ended: &AtomicBool) {
     let status = child.wait();
     ended.store(true, Ordering::Release);
     while !matches!(
@@ -217,13 +386,15 @@ fn finish(channel: u32, mut child: Child, progress: &Receiver<()>, line: &Line, 
     let code = status.map_or(NOT_FOUND.into(), |status| {
         status.code().unwrap_or(128 + status.signal().unwrap_or(0))
     });
-    line.send(&Frame::new(
+    outbox.send(&Frame::new(
         channel,
         Kind::Exit,
         [u8::try_from(code).unwrap_or(255)],
     ));
 }
 
+/// When nothing could be written for so long, the kernel is to look again.
+const STUCK: Duration = Duration::from_millis(100);
 /// What a shell returns for a command that is not there.
 const NOT_FOUND: u8 = 127;
 /// How long the output must have been quiet after the end of the command.

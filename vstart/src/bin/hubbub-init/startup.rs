@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -50,14 +51,12 @@ pub(crate) fn run() -> Result<()> {
     mounts::host_directories(&words);
     mounts::power_commands();
     copy_lab(&words);
-    if words.value("ssl0").is_some_and(|channel| channel != "null") {
-        let agent = Command::new(mounts::SELF)
-            .args([agent::WORD, agent::LINE])
-            .spawn();
-        report(agent.map(drop).context("cannot start the agent"));
+    let mut machine = Machine::new(&words, commands);
+    if let Some(agent) = &mut machine.agent {
+        agent.start();
     }
     tell("up");
-    Machine::new(&words, commands).attend(&signals)
+    machine.attend(&signals)
 }
 
 /// What keeps process 1 busy once the machine is up.
@@ -65,7 +64,9 @@ struct Machine {
     /// Start-up commands still to run, in order.
     commands: VecDeque<String>,
     running: Option<Pid>,
-    consoles: Vec<Console>,
+    consoles: Vec<Respawned>,
+    /// Runs commands for users of the host.
+    agent: Option<Respawned>,
     ready: bool,
     /// Touched when the start-up commands are through; lstart waits for it.
     ready_file: Option<String>,
@@ -74,25 +75,37 @@ struct Machine {
     test: Option<String>,
 }
 
-struct Console {
+/// A program that is started again when it ends.
+struct Respawned {
+    /// What it runs on.
     tty: &'static str,
-    shell: Option<Pid>,
+    start: fn(&str) -> io::Result<Child>,
+    running: Option<Pid>,
     started: Option<Instant>,
 }
 
-impl Console {
+impl Respawned {
+    fn new(tty: &'static str, start: fn(&str) -> io::Result<Child>) -> Self {
+        Self {
+            tty,
+            start,
+            running: None,
+            started: None,
+        }
+    }
+
     fn start(&mut self) {
-        // A shell that ends at once would otherwise keep the machine busy for ever.
+        // One that ends at once would otherwise keep the machine busy for ever.
         if self.started.is_some_and(|at| at.elapsed() < RESPAWN_PAUSE) {
             std::thread::sleep(RESPAWN_PAUSE);
         }
         self.started = Some(Instant::now());
-        let started = session::start(self.tty, None);
-        self.shell = started.as_ref().ok().and_then(|child| pid(child.id()));
+        let started = (self.start)(self.tty);
+        self.running = started.as_ref().ok().and_then(|child| pid(child.id()));
         report(
             started
                 .map(drop)
-                .with_context(|| format!("cannot start a shell on {}", self.tty)),
+                .with_context(|| format!("cannot start a program on {}", self.tty)),
         );
     }
 }
@@ -121,16 +134,17 @@ impl Machine {
         let consoles = [(0, "/dev/tty0"), (1, "/dev/tty1")]
             .into_iter()
             .filter(|(number, _)| words.has_console(*number))
-            .map(|(_, tty)| Console {
-                tty,
-                shell: None,
-                started: None,
-            })
+            .map(|(_, tty)| Respawned::new(tty, |tty| session::start(tty, None)))
             .collect();
+        let agent = words
+            .value("ssl0")
+            .is_some_and(|channel| channel != "null")
+            .then(|| Respawned::new(agent::LINE, agent::start));
         Self {
             commands,
             running: None,
             consoles,
+            agent,
             ready: false,
             ready_file,
             shutdown_scripts,
@@ -143,7 +157,7 @@ impl Machine {
             self.go_on();
             let signal = signals.wait().context("cannot wait for a signal")?;
             if let Some(request) = Request::from_signal(signal) {
-                let shells = self.consoles.iter().filter_map(|console| console.shell);
+                let shells = self.consoles.iter().filter_map(|console| console.running);
                 power::shut_down(request, &self.shutdown_scripts, shells);
             }
             self.reap();
@@ -152,6 +166,9 @@ impl Machine {
 
     /// Starts what can be started: the next command, or after the last the shells.
     fn go_on(&mut self) {
+        for agent in self.agent.iter_mut().filter(|agent| agent.running.is_none()) {
+            agent.start();
+        }
         while self.running.is_none() {
             let Some(command) = self.commands.pop_front() else {
                 break;
@@ -183,7 +200,7 @@ impl Machine {
                 return self.go_on();
             }
         }
-        for console in self.consoles.iter_mut().filter(|c| c.shell.is_none()) {
+        for console in self.consoles.iter_mut().filter(|c| c.running.is_none()) {
             console.start();
         }
     }
@@ -196,8 +213,9 @@ impl Machine {
                     if self.running == Some(pid) {
                         self.running = None;
                     }
-                    for console in self.consoles.iter_mut().filter(|c| c.shell == Some(pid)) {
-                        console.shell = None;
+                    let programs = self.consoles.iter_mut().chain(&mut self.agent);
+                    for program in programs.filter(|program| program.running == Some(pid)) {
+                        program.running = None;
                     }
                 }
                 Err(Errno::EINTR) => {}
