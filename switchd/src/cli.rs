@@ -90,7 +90,7 @@ pub(crate) struct RunOptions {
     /// Threads that forward [default: one per processor]
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<usize>,
-    /// End after so long without a domain or a client
+    /// End after so long without a domain or a client; each one that goes begins the time anew
     #[arg(long, value_name = "SECONDS")]
     pub(crate) idle_exit: Option<u64>,
 }

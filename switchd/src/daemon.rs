@@ -45,7 +45,10 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
 async fn host(config: Config, directory: &Path) -> anyhow::Result<()> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
+    // Its terminal has gone. There is nothing to read again: domains are made and changed by commands.
+    let mut hung_up = signal(SignalKind::hangup())?;
     let registry = registry(directory, config.hold, config.workers)?;
+    registry.remove_leftovers();
     let socket = directory.join(SOCKET);
     let opened = open(&registry, config.domains, &socket).await;
     let Ok(listener) = opened else {
@@ -59,6 +62,7 @@ async fn host(config: Config, directory: &Path) -> anyhow::Result<()> {
         () = server => {}
         _ = interrupted.recv() => tracing::info!("interrupted"),
         _ = terminated.recv() => tracing::info!("terminated"),
+        _ = hung_up.recv() => tracing::info!("hung up"),
         () = shutdown.notified() => tracing::info!("told to end"),
         () = idle(&registry, config.idle_exit) => tracing::info!("nothing left to do"),
     }
@@ -117,14 +121,19 @@ async fn idle(registry: &Registry, limit: Option<Duration>) {
         return std::future::pending().await;
     };
     loop {
+        // Hears of everybody who goes from here on, so that one who comes and goes begins the wait anew.
         let departed = registry.departed.notified();
-        if registry.is_idle() {
-            tokio::time::sleep(limit).await;
-            if registry.is_idle() {
-                return;
-            }
-        } else {
+        if !registry.is_idle() {
             departed.await;
+            continue;
+        }
+        tokio::select! {
+            () = departed => {}
+            () = tokio::time::sleep(limit) => {
+                if registry.is_idle() {
+                    return;
+                }
+            }
         }
     }
 }

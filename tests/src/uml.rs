@@ -17,9 +17,7 @@ use serde_json::Value;
 
 use crate::netns::Net;
 use crate::program;
-
-/// Longest time a condition is waited for; far more than it takes, as the host may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub use crate::wait::{PATIENCE, until_true as wait_for};
 
 /// A user's home directory with nothing in it, and the programs to be tested.
 #[derive(Debug)]
@@ -302,19 +300,6 @@ impl Drop for Home {
             }
             std::thread::sleep(POLL);
         }
-    }
-}
-
-/// Waits for a condition.
-///
-/// # Panics
-/// When it does not come true in time.
-#[track_caller]
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(POLL);
     }
 }
 

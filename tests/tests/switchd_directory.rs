@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use proto::ctl::{DomainSpec, Mode, Request};
 use tests::client::Client;
 use tests::frame::{BROADCAST, frame, mac};
-use tests::program::{Process, run, tool};
+use tests::program::{Process, listens, run, tool};
 use tests::switchd::{Switchd, files_below};
 use tests::wait::until_true;
 
@@ -68,6 +68,27 @@ fn an_idle_daemon_ends_if_it_is_told_so() {
     drop(holder);
     assert!(switchd.wait().success());
     assert!(switchd.files().is_empty(), "{:?}", switchd.files());
+}
+
+#[test]
+fn a_client_that_comes_and_goes_keeps_an_idle_daemon_for_the_whole_time_once_more() {
+    let limit = Duration::from_secs(3);
+    let mut switchd = Switchd::prepared();
+    loop {
+        switchd.launch(&["--idle-exit", "3"]);
+        let begun = Instant::now();
+        until_true("it waits", || begun.elapsed() > Duration::from_millis(500));
+        let Ok(client) = UnixStream::connect(switchd.socket()) else {
+            // The test was held up for so long that the daemon has ended.
+            assert!(switchd.wait().success());
+            continue;
+        };
+        let leaving = Instant::now();
+        drop(client);
+        assert!(switchd.wait().success());
+        assert!(leaving.elapsed() >= limit, "{:?}", leaving.elapsed());
+        return;
+    }
 }
 
 #[test]
@@ -154,7 +175,12 @@ fn the_socket_of_a_living_uml_switch_is_refused_and_left_alone() {
 
 #[test]
 fn signals_and_stop_end_it_with_its_files_removed() {
-    for ending in [Some(Signal::SIGINT), Some(Signal::SIGTERM), None] {
+    for ending in [
+        Some(Signal::SIGINT),
+        Some(Signal::SIGTERM),
+        Some(Signal::SIGHUP),
+        None,
+    ] {
         let mut switchd = Switchd::with_domain(&["A"]);
         let clients = [(); 3].map(|()| switchd.attach("A"));
         let _old = Client::attach_v0(
@@ -186,16 +212,34 @@ fn after_kill_9_it_starts_again_over_what_is_left() {
         &switchd.uml_socket("A").with_extension("data"),
     );
     until_true("two ports", || switchd.ports("A").len() == 2);
+    let control = switchd.uml_socket("A");
     let status = switchd.stop(Signal::SIGKILL);
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     assert!(client.switch_path().exists(), "a killed daemon cannot clean up");
+    // What somebody else has there stays: a uml_switch that lives, files that are no sockets.
+    let (directory, name) = (switchd.dir(), control.file_name().unwrap().to_str().unwrap());
+    let place = |end: &str| directory.join(name.replace("_A.cnct", end));
+    let foreign = place("_B.cnct");
+    let mut command = Command::new(tool("uml_switch"));
+    let living = Process::start(command.arg("-unix").arg(&foreign).stdin(Stdio::null()));
+    until_true("uml_switch listens", || listens(&foreign));
+    fs::create_dir(place("_D.port")).unwrap();
+    let precious = [place("_C.cnct"), place("_D.port").join("file"), place("_D.txt")];
+    for path in &precious {
+        fs::write(path, "precious").unwrap();
+    }
     switchd.launch(&[]);
     assert!(switchd.stats().domains.is_empty());
+    let mut left = vec![switchd.socket(), foreign.clone(), place("_D.port")];
+    left.extend(precious.clone());
+    left.sort();
+    assert_eq!(switchd.files(), left);
+    drop(living);
+    for path in precious.iter().chain([&foreign]) {
+        fs::remove_file(path).unwrap();
+    }
+    fs::remove_dir(place("_D.port")).unwrap();
     switchd.add(&["A"]);
-    assert!(
-        !client.switch_path().exists(),
-        "stale data sockets go with the new domain"
-    );
     let (a, b) = (switchd.attach("A"), switchd.attach("A"));
     let sent = frame(BROADCAST, mac(1), 60, 1);
     a.send(&sent);

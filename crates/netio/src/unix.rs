@@ -96,7 +96,10 @@ fn replacing_stale<T>(path: &Path, bind: impl Fn() -> io::Result<T>) -> io::Resu
 }
 
 /// True if `path` is a socket file whose owner is gone. Symbolic links are not followed.
-fn is_stale(path: &Path) -> io::Result<bool> {
+///
+/// # Errors
+/// When nothing is known about it, as `NotFound`.
+pub fn is_stale(path: &Path) -> io::Result<bool> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
         return Ok(false);
     }

@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 use super::attendant::Attendant;
 use super::compat::{self, SharedSocket};
 use super::handshake::DataPath;
+use super::listeners::is_socket;
 use super::vde;
 use crate::datapath::{DomainId, Snapshot};
 
@@ -45,6 +46,33 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
+    /// Removes sockets that nobody serves; whatever else may stand at one of the paths stays.
+    pub(super) fn remove_stale(&self) {
+        let single = [
+            Some(&self.control),
+            self.shared.as_ref(),
+            self.bess.as_ref(),
+            self.vhost.as_ref(),
+        ];
+        for path in single.into_iter().flatten() {
+            if is_socket(path) {
+                remove_if_there(path);
+            }
+        }
+        for directory in [&self.data, &self.vde].into_iter().flatten() {
+            let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+            for path in entries.map(|entry| entry.path()).filter(|path| is_socket(path)) {
+                remove_if_there(&path);
+            }
+            match fs::remove_dir(directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!("cannot remove {}: {error}", directory.display());
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Where to attach, by kind of port.
     fn listed(&self) -> BTreeMap<String, String> {
         let optional = [("bess", &self.bess), ("vde", &self.vde), ("vhost", &self.vhost)]

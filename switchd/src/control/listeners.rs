@@ -143,6 +143,6 @@ pub(crate) fn cannot_listen(path: &Path, error: &io::Error) -> String {
     }
 }
 
-fn is_socket(path: &Path) -> bool {
+pub(super) fn is_socket(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }

@@ -1,6 +1,6 @@
 //! All domains, and the way from the control side to their workers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -354,8 +354,36 @@ impl Registry {
         state.domains.is_empty() && state.connections == 0
     }
 
+    /// Removes the sockets of domains that a daemon before this one has left, having been killed. The directory is
+    /// ours alone, and no other daemon runs in it: of the names we give, whatever nobody answers at is left over.
+    pub(crate) fn remove_leftovers(&self) {
+        let prefix = self.stem("");
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (name, _kind) = name.strip_prefix(&prefix)?.rsplit_once('.')?;
+            name.parse::<DomainName>().ok()
+        });
+        for name in names.collect::<BTreeSet<_>>() {
+            let sockets = self.sockets(&name);
+            let served = match netio::unix::is_stale(&sockets.control) {
+                Ok(stale) => !stale,
+                Err(error) => error.kind() != io::ErrorKind::NotFound,
+            };
+            if !served {
+                tracing::info!("domain {name}: removing what is left of its sockets");
+                sockets.remove_stale();
+            }
+        }
+    }
+
+    /// How the names of a domain's files begin.
+    fn stem(&self, domain: &str) -> String {
+        format!("vhub_{}_{domain}", self.user)
+    }
+
     fn sockets(&self, name: &DomainName) -> Sockets {
-        let stem = format!("vhub_{}_{name}", self.user);
+        let stem = self.stem(name.as_str());
         Sockets {
             control: self.directory.join(format!("{stem}.cnct")),
             data: Some(self.directory.join(format!("{stem}.port"))),
