@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::contestant::{Contestant, Kind, StartError};
 use crate::load::{Delivery, Load, LoadError, Traffic, run};
 use crate::machine::wait_until_quiet;
+use crate::port::Attach;
 use crate::report::Report;
 use crate::stop::Stop;
 
@@ -102,6 +103,8 @@ pub struct Effort {
     pub time: Duration,
     /// How long to wait before each for a machine without other work; zero is not at all.
     pub patience: Duration,
+    /// How clients of the uml_switch protocol attach.
+    pub clients: Attach,
 }
 
 /// Why a cell has no result.
@@ -131,7 +134,7 @@ pub fn measure(cell: Cell, kinds: &[Kind], effort: Effort, stop: &Stop) -> Resul
     for _ in 0..effort.rounds {
         for (kind, reports) in kinds.iter().zip(&mut reports) {
             noisy += u32::from(!wait_until_quiet(effort.patience, stop));
-            reports.push(once(cell, kind, effort.time, stop)?);
+            reports.push(once(cell, kind, effort, stop)?);
         }
     }
     let base: Vec<f64> = reports
@@ -147,14 +150,15 @@ pub fn measure(cell: Cell, kinds: &[Kind], effort: Effort, stop: &Stop) -> Resul
     Ok(Row { cell, scores, noisy })
 }
 
-fn once(cell: Cell, kind: &Kind, time: Duration, stop: &Stop) -> Result<Report, CellError> {
+fn once(cell: Cell, kind: &Kind, effort: Effort, stop: &Stop) -> Result<Report, CellError> {
     let switch = Contestant::start(kind, cell.mode)?;
     let load = Load {
+        attach: kind.attach(effort.clients),
         ports: cell.ports,
         traffic: cell.traffic,
         size: cell.size,
         delivery: cell.mode,
-        time,
+        time: effort.time,
         switch_pid: Some(switch.pid()),
         ..Load::new(switch.control())
     };

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 
 use crate::control::{Control, ControlError};
 use crate::load::Delivery;
+use crate::port::Attach;
 
 /// How long a switch may take to start, and to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,18 +33,32 @@ pub enum Kind {
     VdeSwitch,
     /// Ours, at this path. Its file name is shown, which tells builds apart when there are several.
     Switchd(PathBuf),
+    /// The same, loaded over sequenced-packet connections.
+    SwitchdBess(PathBuf),
+}
+
+impl Kind {
+    /// How ports attach to it where clients of the uml_switch protocol attach in this way.
+    pub fn attach(&self, clients: Attach) -> Attach {
+        match self {
+            Self::SwitchdBess(_) => Attach::Bess,
+            _ => clients,
+        }
+    }
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::UmlSwitch => "uml_switch",
-            Self::VdeSwitch => "vde_switch",
-            Self::Switchd(path) => match path.file_name().and_then(|name| name.to_str()) {
-                Some(name) => name,
-                None => "switchd",
-            },
-        })
+        let program = |path: &Path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.unwrap_or("switchd").to_owned()
+        };
+        match self {
+            Self::UmlSwitch => f.pad("uml_switch"),
+            Self::VdeSwitch => f.pad("vde_switch"),
+            Self::Switchd(path) => f.pad(&program(path)),
+            Self::SwitchdBess(path) => f.pad(&format!("{} bess", program(path))),
+        }
     }
 }
 
@@ -89,7 +104,7 @@ impl Contestant {
     /// When the program is missing, ends, or does not open its control socket in time.
     pub fn start(kind: &Kind, mode: Delivery) -> Result<Self, StartError> {
         let mut contestant = Self::spawn(kind, mode)?;
-        if let Kind::Switchd(_) = kind {
+        if let Kind::Switchd(_) | Kind::SwitchdBess(_) = kind {
             let spec = DomainSpec {
                 mode: match mode {
                     Delivery::Hub => Mode::Hub,
@@ -100,6 +115,9 @@ impl Contestant {
             let mut control = contestant.switchd()?;
             let socket = control.add_domain(spec).map_err(StartError::Domain)?;
             contestant.control = socket.into();
+            if let Kind::SwitchdBess(_) = kind {
+                contestant.control.set_extension("bess");
+            }
         }
         Ok(contestant)
     }
@@ -226,7 +244,7 @@ fn command(kind: &Kind, mode: Delivery, dir: &Path) -> (Command, PathBuf) {
             command.stdin(Stdio::piped());
             sockets.join("ctl")
         }
-        Kind::Switchd(program) => {
+        Kind::Switchd(program) | Kind::SwitchdBess(program) => {
             command.arg(program).arg("run").arg("--dir").arg(dir);
             dir.join("switchd.sock")
         }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use serde::Serialize;
 
 use crate::frame;
-use crate::port::{AttachError, Port};
+use crate::port::{Attach, AttachError, Port};
 use crate::process::cpu_time;
 use crate::report::Report;
 use crate::stop::Stop;
@@ -66,6 +66,8 @@ pub enum Calls {
 pub struct Load {
     /// Control socket of the switch, or the directory of a VDE switch.
     pub control: PathBuf,
+    /// How ports are attached.
+    pub attach: Attach,
     /// Ports attached.
     pub ports: u16,
     /// How many of them send, from port 0 on.
@@ -99,6 +101,7 @@ impl Load {
     pub fn new(control: impl Into<PathBuf>) -> Self {
         Self {
             control: control.into(),
+            attach: Attach::Uml,
             ports: 2,
             senders: 1,
             size: 1514,
@@ -253,7 +256,7 @@ impl Running {
             if stop.is_set() {
                 return Err(LoadError::Interrupted);
             }
-            Port::attach(&load.control).map_err(|source| LoadError::Attach { port, source })
+            Port::attach(&load.control, load.attach).map_err(|source| LoadError::Attach { port, source })
         });
         let ports = ports.collect::<Result<Vec<_>, _>>()?;
         let shared = Arc::new(Shared::new(load, ports));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{MsgFlags, recv, sendto};
+use nix::sys::socket::{MsgFlags, recv};
 use proto::ctl::DomainSpec;
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ use crate::contestant::{Contestant, StartError};
 use crate::control::ControlError;
 use crate::frame::{Codec, SHORTEST, Seen, To};
 use crate::load::LoadError;
-use crate::port::{AttachError, Port};
+use crate::port::{Attach, AttachError, Port};
 use crate::process::resident_kib;
 use crate::stop::Stop;
 
@@ -104,7 +104,7 @@ pub fn many_domains(switchd: &Path, domains: u32, stop: &Stop) -> Result<Many, M
         if stop.is_set() {
             return Err(LoadError::Interrupted.into());
         }
-        let attach = || Port::attach(Path::new(socket)).map_err(|e| ManyError::Attach(i, e));
+        let attach = || Port::attach(Path::new(socket), Attach::Uml).map_err(|e| ManyError::Attach(i, e));
         pairs.push((attach()?, attach()?));
     }
     let attach = begin.elapsed();
@@ -135,7 +135,7 @@ fn pass(codec: &Codec, from: &Port, to: &Port, sender: u16) -> io::Result<bool> 
     codec.write(&mut frame, To::All, seen);
     to.set_timeouts(DEADLINE, DEADLINE)?;
     from.set_timeouts(DEADLINE, DEADLINE)?;
-    sendto(from.as_raw_fd(), &frame, from.switch(), MsgFlags::empty())?;
+    from.send(&frame, MsgFlags::empty())?;
     let mut buffer = [0; SHORTEST + 1];
     let len = loop {
         match recv(to.as_raw_fd(), &mut buffer, MsgFlags::empty()) {

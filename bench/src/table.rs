@@ -10,6 +10,7 @@ use crate::cell::{Row, Score};
 use crate::load::{Delivery, Traffic};
 use crate::machine::Machine;
 use crate::many::Many;
+use crate::port::Attach;
 
 /// Everything one run of the bench has found out.
 #[derive(Clone, Debug, Serialize)]
@@ -31,6 +32,8 @@ pub struct Results {
 pub struct Section {
     /// `net.unix.max_dgram_qlen` while they were measured.
     pub max_dgram_qlen: u32,
+    /// How clients of the uml_switch protocol were attached.
+    pub clients: Attach,
     /// The cells.
     pub rows: Vec<Row>,
 }
@@ -66,7 +69,10 @@ impl Results {
 impl Section {
     /// A heading and the table.
     pub fn markdown(&self) -> String {
-        let mut text = format!("#### `net.unix.max_dgram_qlen` = {}\n\n", self.max_dgram_qlen);
+        let mut text = format!(
+            "#### {} clients, `net.unix.max_dgram_qlen` = {}\n\n",
+            self.clients, self.max_dgram_qlen
+        );
         let Some(first) = self.rows.first() else {
             return text + "No cell was measured.\n";
         };

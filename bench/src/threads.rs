@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, MultiHeaders, UnixAddr, recv, recvmmsg, sendmmsg, sendto};
+use nix::sys::socket::{MsgFlags, MultiHeaders, UnixAddr, recv, recvmmsg, sendmmsg};
 
 use crate::flow::Flow;
 use crate::frame::{Bad, Codec, HELLO, LONGEST, SHORTEST, Seen, To};
@@ -279,7 +279,7 @@ fn offer(port: &Port, slab: &[u8], load: &Load, count: usize) -> Result<usize, E
     let mut headers = MultiHeaders::<UnixAddr>::preallocate(count, None);
     let mut frames = slab.chunks(load.size);
     let slices: [_; SEND_VECTOR] = array::from_fn(|_| [IoSlice::new(frames.next().unwrap_or_default())]);
-    let to = [Some(*port.switch()); SEND_VECTOR];
+    let to = [port.switch().copied(); SEND_VECTOR];
     sendmmsg(
         port.as_raw_fd(),
         &mut headers,
@@ -292,7 +292,7 @@ fn offer(port: &Port, slab: &[u8], load: &Load, count: usize) -> Result<usize, E
 }
 
 fn offer_one(port: &Port, frame: &[u8], flags: MsgFlags) -> Result<(), Errno> {
-    sendto(port.as_raw_fd(), frame, port.switch(), flags).map(drop)
+    port.send(frame, flags)
 }
 
 /// A receiver: checks frames until it is told to stop.

@@ -10,13 +10,14 @@ use bench::cell::{Cell, Effort, measure};
 use bench::contestant::Kind;
 use bench::machine::{Machine, enter_namespace, queue_length};
 use bench::many::many_domains;
+use bench::port::Attach;
 use bench::stop::Stop;
 use bench::table::{Results, Section, replace_in};
 use clap::Parser;
 
 const EXAMPLES: &str = "\
 Examples:
-  hubbench                                 everything, about eight minutes
+  hubbench                                 everything, about ten minutes
   hubbench --only hub/2/unicast/1514       one cell
   hubbench --only /flood/ --rounds 5 --queue-length 0
   hubbench --only none --many-domains 1000
@@ -79,9 +80,13 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     let mut kinds = vec![Kind::UmlSwitch];
     kinds.extend((!args.without_vde).then_some(Kind::VdeSwitch));
     kinds.extend(switchds.iter().cloned().map(Kind::Switchd));
+    kinds.extend(switchds.iter().cloned().map(Kind::SwitchdBess));
     let machine = Machine::probe();
 
-    let mut sections = vec![section(args, &kinds, &stop)?];
+    let mut sections = Vec::new();
+    for clients in [Attach::Connected, Attach::Uml] {
+        sections.push(section(args, &kinds, clients, &stop)?);
+    }
     let many = match (args.many_domains, switchds.first()) {
         (Some(domains), Some(program)) => {
             eprintln!("{domains} domains");
@@ -91,7 +96,7 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     };
     if args.queue_length > 0 {
         match enter_namespace(args.queue_length) {
-            Ok(()) => sections.push(section(args, &kinds, &stop)?),
+            Ok(()) => sections.push(section(args, &kinds, Attach::Uml, &stop)?),
             Err(error) => eprintln!(
                 "hubbench: not measured with net.unix.max_dgram_qlen {}: {error}",
                 args.queue_length
@@ -124,18 +129,19 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-fn section(args: &Args, kinds: &[Kind], stop: &Stop) -> anyhow::Result<Section> {
+fn section(args: &Args, kinds: &[Kind], clients: Attach, stop: &Stop) -> anyhow::Result<Section> {
     let max_dgram_qlen = queue_length().context("cannot read net.unix.max_dgram_qlen")?;
     let effort = Effort {
         rounds: args.rounds,
         time: Duration::try_from_secs_f64(args.seconds).context("cannot measure for --seconds")?,
         patience: Duration::try_from_secs_f64(args.patience).context("cannot wait for --patience")?,
+        clients,
     };
     let cells = Cell::all();
     let chosen = cells.into_iter().filter(|c| c.to_string().contains(&args.only));
     let mut rows = Vec::new();
     for cell in chosen {
-        eprint!("qlen {max_dgram_qlen} {cell}:");
+        eprint!("qlen {max_dgram_qlen}, {clients} clients, {cell}:");
         let row = measure(cell, kinds, effort, stop)?;
         for score in &row.scores {
             eprint!(
@@ -146,7 +152,11 @@ fn section(args: &Args, kinds: &[Kind], stop: &Stop) -> anyhow::Result<Section> 
         eprintln!("  {} noisy", row.noisy);
         rows.push(row);
     }
-    Ok(Section { max_dgram_qlen, rows })
+    Ok(Section {
+        max_dgram_qlen,
+        clients,
+        rows,
+    })
 }
 
 /// Every switchd to measure; none if it is to be left out.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bench::load::{Calls, Delivery, Full, Load, Traffic, run};
+use bench::port::Attach;
 use bench::report::Report;
 use bench::stop::Stop;
 use clap::{Parser, ValueEnum};
@@ -22,12 +23,15 @@ Examples:
 Exit status: 0 if every frame that arrived was in order and undamaged (loss is only reported),
 1 if not or if the load could not be run, 2 for wrong usage.";
 
-/// Load a switch that speaks the uml_switch protocol and check every frame it delivers
+/// Load a switch that speaks the uml_switch protocol, or BESS's, and check every frame it delivers
 #[derive(Parser)]
 #[command(name = "hubload", version, after_help = EXAMPLES)]
 struct Args {
-    /// Control socket of the switch, or the directory of a vde_switch
+    /// Control socket of the switch, the directory of a vde_switch, or a BESS socket
     control: PathBuf,
+    /// How ports attach
+    #[arg(long, value_enum, default_value_t = AttachArg::Uml)]
+    attach: AttachArg,
     /// Ports to attach
     #[arg(long, default_value_t = 2)]
     ports: u16,
@@ -81,6 +85,26 @@ enum TrafficArg {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum AttachArg {
+    /// With the uml_switch protocol, over a socket that is not connected, as UML guests
+    Uml,
+    /// The same over a connected socket, as VDE's clients
+    Connected,
+    /// Over a sequenced-packet connection, as UML guests with transport=bess
+    Bess,
+}
+
+impl From<AttachArg> for Attach {
+    fn from(attach: AttachArg) -> Self {
+        match attach {
+            AttachArg::Uml => Self::Uml,
+            AttachArg::Connected => Self::Connected,
+            AttachArg::Bess => Self::Bess,
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum CallsArg {
     /// One, as UML's daemon driver does
     Single,
@@ -107,6 +131,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 impl From<Args> for Load {
     fn from(args: Args) -> Self {
         Self {
+            attach: args.attach.into(),
             ports: args.ports,
             senders: args.senders,
             size: args.size,
