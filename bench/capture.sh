@@ -18,7 +18,7 @@ control=$(echo "$dir"/vhub_*_A.bess)
 worker_ns() {
     for task in /proc/$daemon/task/*; do
         case $(cat "$task/comm") in worker-*) cut -d' ' -f1 "$task/schedstat" ;; esac
-    done | awk '{ sum += $1 } END { printf "%d", sum }'
+    done | awk '{ sum += $1 } END { printf "%.0f", sum }'
 }
 
 frames() { "$bin/switchd" --dir "$dir" domain show A --json | sed -n 's/.*"rx_frames": \([0-9]*\).*/\1/p'; }

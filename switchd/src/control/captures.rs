@@ -15,6 +15,9 @@ use super::recorder::{Broken, Recorder};
 use super::registry::{Registry, failed, invalid};
 use crate::datapath::capture::{FeedId, Wanted, Which, feeds};
 
+/// Where processors are short, forwarding comes first: a capture loses captured frames, and counts them.
+const NICE: u8 = 15;
+
 /// A running capture. Dropping it ends it at once, without waiting for whoever reads the file.
 pub(crate) struct Capture {
     registry: Arc<Registry>,
@@ -48,7 +51,12 @@ impl Capture {
         let (done, result) = oneshot::channel();
         std::thread::Builder::new()
             .name("capture".to_owned())
-            .spawn(move || drop(done.send(recorder.run())))
+            .spawn(move || {
+                if let Err(error) = netio::process::yield_to_others(NICE) {
+                    tracing::warn!("captures take as much of the processors as forwarding: {error}");
+                }
+                drop(done.send(recorder.run()));
+            })
             .map_err(|error| failed(format!("cannot start the capture: {error}")))?;
         for (domain, feed) in domains.iter().zip(feeds) {
             registry.add_capture(domain, feed);
