@@ -20,6 +20,7 @@ pub mod contestant;
 pub mod control;
 pub mod flow;
 pub mod frame;
+pub mod latency;
 pub mod load;
 pub mod machine;
 pub mod many;

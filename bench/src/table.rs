@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::cell::{Row, Score};
+use crate::latency::Latency;
 use crate::load::{Delivery, Traffic};
 use crate::machine::Machine;
 use crate::many::Many;
@@ -23,6 +24,8 @@ pub struct Results {
     pub seconds: f64,
     /// A table for each queue length.
     pub sections: Vec<Section>,
+    /// Round trips through idle switches.
+    pub latencies: Vec<Latency>,
     /// Many domains in one process, if that was asked for.
     pub many_domains: Option<Many>,
 }
@@ -57,6 +60,10 @@ impl Results {
         for section in &self.sections {
             text += "\n";
             text += &section.markdown();
+        }
+        if !self.latencies.is_empty() {
+            text += "\n";
+            text += &latencies_markdown(&self.latencies);
         }
         if let Some(many) = &self.many_domains {
             text += "\n";
@@ -169,6 +176,22 @@ fn wrong_markdown(rows: &[Row]) -> String {
             )
         })
         .collect()
+}
+
+fn latencies_markdown(latencies: &[Latency]) -> String {
+    let mut text = String::from(
+        "#### Round trip through an idle hub\n\n\
+         Two unconnected clients (bess: connected ones), 60 bytes, one frame at a time, half a millisecond apart.\n\n\
+         | switch | round trips | median µs | p99 µs |\n| --- | ---: | ---: | ---: |\n",
+    );
+    for row in latencies {
+        _ = writeln!(
+            text,
+            "| {} | {} | {:.1} | {:.1} |",
+            row.switch, row.round_trips, row.median_us, row.p99_us
+        );
+    }
+    text
 }
 
 fn many_markdown(many: &Many) -> String {

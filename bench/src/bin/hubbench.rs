@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bench::cell::{Cell, Effort, measure};
 use bench::contestant::Kind;
+use bench::latency::latencies;
 use bench::machine::{Machine, enter_namespace, queue_length};
 use bench::many::many_domains;
 use bench::port::Attach;
@@ -20,7 +21,7 @@ Examples:
   hubbench                                 everything, about ten minutes
   hubbench --only hub/2/unicast/1514       one cell
   hubbench --only /flood/ --rounds 5 --queue-length 0
-  hubbench --only none --many-domains 1000
+  hubbench --only none --round-trips 0 --many-domains 1000
   hubbench --readme bench/README.md        put the tables there
 
 A cell is named MODE/PORTS/TRAFFIC/BYTES, for example switch/8/flood/60.";
@@ -44,6 +45,9 @@ struct Args {
     /// Measure again with this net.unix.max_dgram_qlen in a network namespace of its own, if root; 0 for not
     #[arg(long, default_value_t = 1024)]
     queue_length: u32,
+    /// Frames that go to and fro, one at a time, through each switch when it is idle; 0 for not
+    #[arg(long, value_name = "N", default_value_t = 5000)]
+    round_trips: usize,
     /// Make so many domains in one switchd, too
     #[arg(long, value_name = "N")]
     many_domains: Option<u32>,
@@ -87,6 +91,13 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     for clients in [Attach::Connected, Attach::Uml] {
         sections.push(section(args, &kinds, clients, &stop)?);
     }
+    let latencies = match args.round_trips {
+        0 => Vec::new(),
+        round_trips => {
+            eprintln!("{round_trips} round trips through each switch");
+            latencies(&kinds, round_trips, &stop)?
+        }
+    };
     let many = match (args.many_domains, switchds.first()) {
         (Some(domains), Some(program)) => {
             eprintln!("{domains} domains");
@@ -109,6 +120,7 @@ fn bench(args: &Args) -> anyhow::Result<()> {
         rounds: args.rounds,
         seconds: args.seconds,
         sections,
+        latencies,
         many_domains: many,
     };
     let text = if args.json {
