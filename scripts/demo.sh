@@ -65,7 +65,7 @@ grep -q 'ARP' "$HOME/decoded.txt"
 
 say 'Halt them'
 run vhalt pc1 pc2
-wait_for 15 sh -c "! switchd domain ls"
+wait_for 15 sh -c '! test -e "$HOME/.netkit/hubs/switchd.sock"'
 left=$(find "$HOME/.netkit" -mindepth 2 ! -name '*.lock' ! -name '*.log')
 [ -z "$left" ] || { printf 'demo: left behind:\n%s\n' "$left" >&2; exit 1; }
 echo 'No process, no socket, no domain is left.'
