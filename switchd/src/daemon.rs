@@ -81,7 +81,7 @@ async fn open(
     for (spec, ports) in domains {
         let domain = registry.add(spec, false)?;
         for port in &ports {
-            registry.add_port(&domain, port).await?;
+            registry.add_port(&domain, port, None).await?;
         }
     }
     let listener = netio::unix::listen(socket).map_err(|error| anyhow!(cannot_listen(socket, &error)))?;

@@ -331,7 +331,7 @@ pub fn text(bytes: &[u8]) -> String {
 
 const POLL: Duration = Duration::from_millis(20);
 const PROGRAMS: [&str; 3] = ["vstart", "hubbub-init", "switchd"];
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "vclean",
     "vcommand",
     "vconf",
@@ -343,6 +343,7 @@ const COMMANDS: [&str; 12] = [
     "vhalt",
     "vlist",
     "vmconsole",
+    "vplug",
     "vstart",
 ];
 const LAB_COMMANDS: [&str; 7] = [

@@ -26,6 +26,7 @@ pub mod listing;
 pub mod machine;
 pub mod mconsole;
 pub mod name;
+pub mod plug;
 pub mod processes;
 pub mod registry;
 pub mod settings;

@@ -13,7 +13,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getppid, setsid};
 
 use crate::cpulock::CpuLock;
@@ -94,6 +94,10 @@ pub fn become_program(args: &[std::ffi::OsString]) -> Result<std::convert::Infal
         }
     }
     let program = args.next().context("the stage has no program")?;
+    // What its parent has blocked is not the program's affair.
+    SigSet::empty()
+        .thread_set_mask()
+        .context("cannot unblock signals")?;
     let error = Command::new(program).args(args).exec();
     Err(error).with_context(|| format!("cannot run {}", program.display()))
 }

@@ -1,6 +1,7 @@
 //! A client of switchd's control socket, and the one who starts switchd when it is needed.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -96,8 +97,12 @@ impl Client {
     pub fn request(&mut self, request: &Request) -> Result<Reply> {
         let mut line = serde_json::to_string(request).expect("a request has only text keys");
         line.push('\n');
+        self.answer_to(&line)
+    }
+
+    fn answer_to(&mut self, line: &str) -> Result<Reply> {
         let answer = self
-            .exchange(&line)
+            .exchange(line)
             .map_err(|error| SwitchError::Io(self.socket.clone(), error))?;
         match serde_json::from_str(&answer) {
             Ok(Reply::Error(error)) => Err(SwitchError::Refused(error)),
@@ -136,6 +141,24 @@ impl Client {
             port,
         })
         .map(drop)
+    }
+
+    /// Makes an open tap a port of a domain. It stays one until the device goes.
+    ///
+    /// # Errors
+    /// When switchd refuses.
+    pub fn attach_open_tap(&mut self, domain: &DomainName, name: &str, tap: impl AsFd) -> Result<()> {
+        let request = Request::PortAdd {
+            domain: domain.clone(),
+            port: PortSpec::TapFd {
+                name: name.to_owned(),
+            },
+        };
+        let line = serde_json::to_string(&request).expect("a request has only text keys");
+        let stream = self.stream.get_ref();
+        let sent = netio::unix::send_with_fd(stream.as_fd(), line.as_bytes(), tap.as_fd())
+            .map_err(|error| SwitchError::Io(self.socket.clone(), error))?;
+        self.answer_to(&format!("{}\n", &line[sent..])).map(drop)
     }
 
     /// The ports of all domains.

@@ -1,6 +1,7 @@
 //! What a process does about itself.
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// Marks all descriptors from `first` on as closed when another program is executed. None is closed now, so nothing
 /// that owns one of them is pulled the rug from under.
@@ -31,5 +32,41 @@ pub fn yield_to_others(nice: u8) -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+/// The user namespace that owns a namespace: ioctl_ns(2), `NS_GET_USERNS`.
+///
+/// # Errors
+/// `ENOTTY` if the descriptor is no namespace's, `EPERM` if its owner is out of our sight.
+pub fn owner_namespace(namespace: impl AsFd) -> io::Result<OwnedFd> {
+    // _IO(0xb7, 1) of linux/nsfs.h.
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: the request takes no argument and touches no memory; the result is checked before use.
+    let fd = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just handed this descriptor to us alone, close-on-exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_network_knows_its_owner() {
+        let net = File::open("/proc/self/ns/net").unwrap();
+        let owner = File::from(owner_namespace(&net).unwrap());
+        // Of user namespaces, some have no owner and some have one; a file has none for sure.
+        assert!(owner.metadata().unwrap().ino() > 0);
+        let file = File::open("/proc/self/cmdline").unwrap();
+        assert_eq!(
+            owner_namespace(&file).unwrap_err().raw_os_error(),
+            Some(libc::ENOTTY)
+        );
     }
 }

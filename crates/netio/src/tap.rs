@@ -161,6 +161,65 @@ impl Tap {
         Self::open_raw(name.as_str(), flags)
     }
 
+    /// Opens the tap `name` for frames behind virtio headers of 10 bytes, with as much offload as the kernel has. Of a
+    /// device made for several queues, one is taken.
+    ///
+    /// # Errors
+    /// As [`Tap::open`].
+    pub fn open_offloaded(name: &IfName) -> io::Result<OwnedFd> {
+        let open = |multi_queue| {
+            let flags = TapFlags {
+                vnet_hdr: true,
+                multi_queue,
+                exclusive: false,
+            };
+            Self::open(name, flags)
+        };
+        let (device, _) = match open(false) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open(true)?,
+            result => result?,
+        };
+        Self::set_vnet_hdr_len(&device, 10)?;
+        let all = Offload {
+            checksum: true,
+            tso4: true,
+            tso6: true,
+            uso: true,
+        };
+        // UDP is cut by kernels from 6.2 on.
+        for offload in [all, Offload { uso: false, ..all }] {
+            if Self::set_offload(&device, offload).is_ok() {
+                break;
+            }
+        }
+        Ok(device)
+    }
+
+    /// Makes sure that a descriptor from elsewhere is a tap's as [`Tap::open_offloaded`] opens it; it is non-blocking
+    /// from then on.
+    ///
+    /// # Errors
+    /// `ENOTTY` or the like for what is no tap, `InvalidInput` for a tap without virtio headers of 10 bytes.
+    pub fn check_offloaded(fd: impl AsFd) -> io::Result<()> {
+        let fd = fd.as_fd();
+        let mut request = Request::new("", 0);
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: TUNGETIFF writes one `struct ifreq`, whose size and layout `Request` has; it outlives the call. A
+        // descriptor of another kind knows no such request.
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+        // SAFETY: TUNGETVNETHDRSZ writes one int, which outlives the call; the descriptor has just proved a tun's.
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut bytes) })?;
+        let wanted = libc::IFF_TAP | libc::IFF_VNET_HDR | libc::IFF_NO_PI;
+        if libc::c_int::from(request.flags) & wanted != wanted || bytes != 10 {
+            let why = "it is no tap with virtio headers of 10 bytes";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let flags = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFL)?;
+        let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
+        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(flags))?;
+        Ok(())
+    }
+
     /// Makes a new tap with the first free name `tapN`.
     ///
     /// # Errors
@@ -367,6 +426,14 @@ mod tests {
                 ..TapFlags::default()
             };
             Tap::open(&name, exclusive).unwrap();
+
+            let other: IfName = "nk_other".parse().unwrap();
+            let device = Tap::open_offloaded(&other).unwrap();
+            Tap::check_offloaded(&device).unwrap();
+            let (plain, _) = Tap::open(&"nk_plain".parse().unwrap(), TapFlags::default()).unwrap();
+            let error = Tap::check_offloaded(&plain).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            assert!(Tap::check_offloaded(std::io::stdin()).is_err());
 
             let (_tap0, first) = Tap::create_numbered(TapFlags::default()).unwrap();
             assert_eq!(first, "tap0");

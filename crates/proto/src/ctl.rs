@@ -205,6 +205,12 @@ pub enum PortSpec {
         /// Its name.
         interface: String,
     },
+    /// A tap device that is open already, with virtio headers of 10 bytes: its descriptor comes with the line
+    /// (`SCM_RIGHTS`). The port ends with the device.
+    TapFd {
+        /// The port's name.
+        name: String,
+    },
     /// A way to the Internet that needs no privilege.
     Uplink(UplinkSpec),
 }

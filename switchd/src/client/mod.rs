@@ -74,8 +74,17 @@ pub(crate) fn run(directory: &Path, command: Command) -> anyhow::Result<()> {
         }
         Command::Port(PortCommand::Add(arguments)) => {
             let (domain, json) = (arguments.domain.clone(), arguments.json);
+            let fd = match arguments.placed() {
+                Some((path, name)) => Some(netns::tap_in(path, &name.parse().map_err(anyhow::Error::new)?)?),
+                None => None,
+            };
             let port = arguments.spec();
-            match connection.ask(&Request::PortAdd { domain, port })? {
+            let request = Request::PortAdd { domain, port };
+            let reply = match &fd {
+                Some(fd) => connection.ask_with_fd(&request, fd.as_fd()),
+                None => connection.ask(&request),
+            };
+            match reply? {
                 Reply::Ports(rows) if json => print_json(&rows),
                 Reply::Ports(_) => Ok(()),
                 other => unexpected(&other),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdListener;
@@ -227,14 +228,16 @@ impl Registry {
         answer.unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::NotFound)))
     }
 
-    /// Attaches what does not come by itself.
+    /// Attaches what does not come by itself. `fd` is the descriptor that came with the request.
     pub(crate) async fn add_port(
         self: &Arc<Self>,
         domain: &Arc<Domain>,
         spec: &PortSpec,
+        fd: Option<OwnedFd>,
     ) -> Result<PortId, Error> {
         match spec {
             PortSpec::Tap { interface } => tap::add(self, domain, interface).await,
+            PortSpec::TapFd { name } => tap::add_handed(self, domain, name, fd).await,
             PortSpec::Uplink(spec) => uplink::add(self, domain, spec).await,
         }
     }

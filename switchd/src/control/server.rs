@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use fabric::{MacAddr, PortId};
 use proto::DomainName;
-use proto::ctl::{CaptureSpec, Error, FdbRow, LONGEST_LINE, PortRow, Reply, Request, Stats};
+use proto::ctl::{CaptureSpec, Error, FdbRow, LONGEST_LINE, PortRow, PortSpec, Reply, Request, Stats};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
@@ -149,8 +149,12 @@ impl Client {
             }
             Request::DomainShow { domain } => row(&registry, &*registry.find(&domain)?).await,
             Request::PortAdd { domain, port } => {
+                let fd = match port {
+                    PortSpec::TapFd { .. } => self.fds.pop_front(),
+                    PortSpec::Tap { .. } | PortSpec::Uplink(_) => None,
+                };
                 let domain = registry.find(&domain)?;
-                let id = registry.add_port(&domain, &port).await?;
+                let id = registry.add_port(&domain, &port, fd).await?;
                 let Reply::Ports(mut rows) = self.ports(Some(domain.spec.domain.clone())).await? else {
                     unreachable!("the listing of ports")
                 };

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use fabric::PortId;
-use netio::tap::{IfName, Offload, Tap, TapFlags};
+use netio::tap::{IfName, Tap};
 use proto::ctl::{Error, ErrorCode};
 use tokio::sync::oneshot;
 
@@ -28,14 +28,39 @@ pub(super) async fn add(registry: &Arc<Registry>, domain: &Arc<Domain>, name: &s
             ),
         });
     }
-    let link = open(&interface)
+    let device = Tap::open_offloaded(&interface)
         .map_err(|error| failed(format!("cannot attach {name}: {error}{}", hint(name, &error))))?;
+    attach(registry, domain, name, device).await
+}
+
+/// Attaches a tap device that somebody else has opened, by the name it is to have here.
+pub(super) async fn add_handed(
+    registry: &Arc<Registry>,
+    domain: &Arc<Domain>,
+    name: &str,
+    device: Option<OwnedFd>,
+) -> Result<PortId, Error> {
+    let device = device.ok_or_else(|| {
+        invalid(format!(
+            "cannot attach {name}: its descriptor is to come with the line"
+        ))
+    })?;
+    Tap::check_offloaded(&device).map_err(|error| invalid(format!("cannot attach {name}: {error}")))?;
+    attach(registry, domain, name, device).await
+}
+
+async fn attach(
+    registry: &Arc<Registry>,
+    domain: &Arc<Domain>,
+    name: &str,
+    device: OwnedFd,
+) -> Result<PortId, Error> {
     let taken = |id| failed(format!("cannot attach {name}: port {id} is not free"));
     let id = domain.reserve(None).map_err(taken)?;
     let (alive, gone) = oneshot::channel();
     let port = NewPort {
         id,
-        link: Link::Tap(link),
+        link: Link::Tap(tap::Link::with_offload(device)),
         identity: Identity::now(name.to_owned(), None),
         alive,
     };
@@ -48,39 +73,6 @@ pub(super) async fn add(registry: &Arc<Registry>, domain: &Arc<Domain>, name: &s
     // The data path sees the device's end.
     tokio::spawn(async move { port.live(&registry, &domain, std::future::pending()).await });
     Ok(id)
-}
-
-/// Opens a tap with as much offload as the kernel has.
-fn open(name: &IfName) -> io::Result<tap::Link> {
-    let device = match open_queue(name, false) {
-        // It was made for several queues, of which we take one.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open_queue(name, true)?,
-        result => result?,
-    };
-    let all = Offload {
-        checksum: true,
-        tso4: true,
-        tso6: true,
-        uso: true,
-    };
-    // UDP is cut by kernels from 6.2 on.
-    for offload in [all, Offload { uso: false, ..all }] {
-        if Tap::set_offload(&device, offload).is_ok() {
-            break;
-        }
-    }
-    Ok(tap::Link::with_offload(device))
-}
-
-fn open_queue(name: &IfName, multi_queue: bool) -> io::Result<OwnedFd> {
-    let flags = TapFlags {
-        vnet_hdr: true,
-        multi_queue,
-        exclusive: false,
-    };
-    let (device, _) = Tap::open(name, flags)?;
-    Tap::set_vnet_hdr_len(&device, 10)?;
-    Ok(device)
 }
 
 fn hint(name: &str, error: &io::Error) -> String {

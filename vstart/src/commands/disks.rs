@@ -29,10 +29,7 @@ pub(super) fn root(name: &MachineName, options: &Options, config: &Config) -> Re
                 );
             }
         }
-        let init = program("hubbub-init")
-            .or_else(|| installed_beside("../lib/hubbub/hubbub-init"))
-            .context("cannot find hubbub-init, the guest's first process\nhint: install Hubbub as a whole")?;
-        return Ok(Root::Host { init });
+        return Ok(Root::Host { init: init()? });
     };
     let model = model
         .canonicalize()
@@ -129,6 +126,13 @@ fn check_pair(changes: &Path, model: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The first process of guests without a file system of their own, which is also the script of DHCP clients.
+pub(super) fn init() -> Result<PathBuf> {
+    program("hubbub-init")
+        .or_else(|| installed_beside("../lib/hubbub/hubbub-init"))
+        .context("cannot find hubbub-init, the guest's first process\nhint: install Hubbub as a whole")
 }
 
 fn installed_beside(relative: &str) -> Option<PathBuf> {

@@ -13,7 +13,7 @@ use crate::launch::note;
 use crate::name::MachineName;
 use crate::registry::{Registry, RegistryError};
 use crate::users::Whose;
-use crate::{stage, supervisor};
+use crate::{plug, stage, supervisor};
 
 mod disks;
 mod interfaces;
@@ -35,6 +35,7 @@ mod vexec;
 mod vhalt;
 mod vlist;
 mod vmconsole;
+mod vplug;
 mod vstart;
 
 /// Runs the command.
@@ -47,6 +48,7 @@ pub fn main() -> ExitCode {
             eprintln!("vstart: {error:#}");
             return ExitCode::from(127);
         }
+        Some(plug::WORD) => return plug::main(&args[2..]),
         Some(supervisor::WORD) => return supervisor::main(),
         Some(supervisor::guard::WORD) => {
             return supervisor::guard::main(text(args.get(2)), text(args.get(3)));
@@ -70,6 +72,7 @@ pub fn main() -> ExitCode {
         "vdump" => vdump::run(&vdump::Options::parse_from(args)),
         "vcommand" | "vexec" => vexec::run(&vexec::Options::parse_from(args)),
         "vhalt" => vhalt::run(&vhalt::Options::parse_from(args)),
+        "vplug" => vplug::run(&vplug::Options::parse_from(args)),
         "vlist" => vlist::run(&vlist::Options::parse_from(args)),
         _ => vstart::run(&vstart::parse(args)),
     };
@@ -84,7 +87,7 @@ pub fn main() -> ExitCode {
 }
 
 /// All commands: each can be a link to the program, or its first argument.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
     "vclean",
     "vcommand",
     "vconf",
@@ -96,6 +99,7 @@ pub const NAMES: [&str; 12] = [
     "vhalt",
     "vlist",
     "vmconsole",
+    "vplug",
     "vstart",
 ];
 
@@ -112,6 +116,7 @@ pub fn definitions() -> Vec<clap::Command> {
         vhalt::Options::command(),
         vlist::Options::command(),
         vmconsole::Options::command(),
+        vplug::Options::command(),
         vstart::Options::command(),
     ];
     definitions.extend(labs::definitions());
