@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Where Wireshark and tshark look for programs of the user's own that capture for them.
 EXTCAP_DIR ?= $(or $(shell tshark -G folders 2>/dev/null | sed -n 's/^Personal Extcap path:[[:space:]]*//p'),$(HOME)/.config/wireshark/extcap)
 
-.PHONY: all setup release demo check test bench install uninstall install-extcap clean
+.PHONY: all setup release demo check test bench install put uninstall install-extcap clean
 
 all: release
 
@@ -43,32 +43,47 @@ bench: setup
 install-extcap: release
 	install -D -m 755 target/release/switchd "$(DESTDIR)$(EXTCAP_DIR)/hubbub-extcap"
 
-# Programs, their names, manual pages and completions. What was installed is written down for `make uninstall`.
-# TUNCTL=yes gives tapctl that name as well.
+# Programs, their names, manual pages and completions. What was installed, and which directories were made for it, is
+# written down for `make uninstall`. TUNCTL=yes gives tapctl that name as well.
 PREFIX ?= /usr/local
-BUILT = target/release
+BUILT ?= target/release
+DIST ?= target/dist
+XTASK ?= $(CARGO) xtask
 TO = $(DESTDIR)$(PREFIX)
 LIST = $(TO)/lib/hubbub/installed
+PLACES = . bin lib lib/hubbub share share/man share/man/man1 share/bash-completion share/bash-completion/completions \
+    share/zsh share/zsh/site-functions share/fish share/fish/vendor_completions.d
+NAMES = $(FAMILY) $(if $(filter yes,$(TUNCTL)),tunctl)
 
 install: release
-	rm -rf target/dist
-	$(CARGO) xtask dist target/dist
-	install -d "$(TO)/bin" "$(TO)/lib/hubbub" "$(TO)/share"
+	@$(MAKE) --no-print-directory put
+
+# What `install` does once everything is built.
+put:
+	rm -rf "$(DIST)"
+	$(XTASK) dist "$(DIST)"
+	@[ "$(TUNCTL)" = yes ] || rm -f "$(DIST)/share/man/man1/tunctl.1"
+	@made=$$(test ! -f "$(LIST)" || grep '/$$' "$(LIST)"; \
+	    for place in $(PLACES); do test -d "$(TO)/$$place" || echo "$$place/"; done); \
+	    for place in $(PLACES); do install -d "$(TO)/$$place" || exit 1; done; \
+	    printf '%s\n' "$$made" | sed '/^$$/d' | LC_ALL=C sort -ru >"$(LIST)"
 	install -m 755 $(BUILT)/vstart $(BUILT)/switchd $(BUILT)/tapctl "$(TO)/bin"
 	install -m 755 $(BUILT)/hubbub-init "$(TO)/lib/hubbub"
-	@cd "$(TO)/bin" && for name in $(FAMILY) $(if $(filter yes,$(TUNCTL)),tunctl); do \
+	@cd "$(TO)/bin" && for name in $(NAMES); do \
 	    case $$name in uml_switch) of=switchd;; tunctl) of=tapctl;; *) of=vstart;; esac; \
-	    ln -sf $$of $$name && echo bin/$$name; done >"$(LIST)"
-	@printf 'bin/%s\n' vstart switchd tapctl >>"$(LIST)"
-	@echo lib/hubbub/hubbub-init >>"$(LIST)"
-	cp -R target/dist/share "$(TO)"
-	@cd target/dist && find share -type f >>"$(LIST)"
+	    ln -sf $$of $$name && echo bin/$$name; done >>"$(LIST)"
+	@printf '%s\n' bin/vstart bin/switchd bin/tapctl lib/hubbub/hubbub-init >>"$(LIST)"
+	cp -R "$(DIST)/share" "$(TO)"
+	@cd "$(DIST)" && find share -type f >>"$(LIST)"
 
+# Files first; then the directories that were made for them, unless somebody else has put something there.
 uninstall:
 	@test -f "$(LIST)" || { echo "nothing is installed in $(TO)" >&2; exit 1; }
-	cd "$(TO)" && while read -r file; do rm -f "$$file"; done <lib/hubbub/installed
-	rm -f "$(LIST)"
-	rmdir "$(TO)/lib/hubbub"
+	@cd "$(TO)" && list=$$(cat lib/hubbub/installed) && rm -f lib/hubbub/installed && \
+	    for file in $$list; do case $$file in */) ;; *) rm -f "$$file";; esac; done && \
+	    for place in $$list; do case $$place in \
+	        ./) rmdir --ignore-fail-on-non-empty "$(TO)";; \
+	        */) test ! -d "$$place" || rmdir --ignore-fail-on-non-empty "$$place";; esac; done
 
 clean:
 	$(CARGO) clean

@@ -70,10 +70,11 @@ fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
 
 /// Everything comes from the definitions the programs parse with, so that nothing can differ from them.
 fn dist(directory: &Path) -> anyhow::Result<()> {
-    for command in std::iter::once(switchd::Cli::command()).chain(vstart::commands::definitions()) {
+    let man = make(directory.join("share/man/man1"))?;
+    let programs = [switchd::Cli::command(), tapctl::definition()];
+    for command in programs.into_iter().chain(vstart::commands::definitions()) {
         let name = command.get_name().to_owned();
-        let man = make(directory.join("share/man/man1"))?;
-        clap_mangen::generate_to(command.clone(), man)?;
+        clap_mangen::generate_to(command.clone(), &man)?;
         for (shell, place) in [
             (Shell::Bash, "share/bash-completion/completions"),
             (Shell::Zsh, "share/zsh/site-functions"),
@@ -81,6 +82,12 @@ fn dist(directory: &Path) -> anyhow::Result<()> {
         ] {
             clap_complete::generate_to(shell, &mut command.clone(), &name, make(directory.join(place))?)?;
         }
+    }
+    // Names under which a program takes another one's options: its page tells of them.
+    for (name, page) in [("uml_switch", "switchd"), ("tunctl", "tapctl")] {
+        let path = man.join(format!("{name}.1"));
+        std::fs::write(&path, format!(".so man1/{page}.1\n"))
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     println!("{}", directory.display());
     Ok(())

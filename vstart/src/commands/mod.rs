@@ -113,6 +113,8 @@ pub fn definitions() -> Vec<clap::Command> {
         vcrash::Options::command(),
         vdump::Options::command(),
         vexec::Options::command(),
+        // The same under the name that netkit-jh gives it.
+        vexec::Options::command().name("vcommand"),
         vhalt::Options::command(),
         vlist::Options::command(),
         vmconsole::Options::command(),
