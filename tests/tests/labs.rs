@@ -257,6 +257,10 @@ fn mistakes_are_told_before_anything_starts() {
         out,
         format!("vstart b --eth0=A --hostlab={dir} --hostwd={dir} --mem=64 -e 'echo hi'\n")
     );
+    for option in ["--tmux-attached", "--tmux-detached"] {
+        let (out, _) = run(&home, 0, "lstart", &["--print", option, "b"]);
+        assert!(out.trim_end().ends_with(option), "{out}");
+    }
 
     fs::remove_file(lab.join("lab.conf")).unwrap();
     let (_, err) = run(&home, 1, "lstart", &[]);

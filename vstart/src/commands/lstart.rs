@@ -63,6 +63,12 @@ pub(super) struct Starting {
     /// Further options for every vstart, in one word
     #[arg(short = 'o', long, value_name = "OPTIONS", allow_hyphen_values = true)]
     pass: Vec<String>,
+    /// Show the primary consoles in tmux sessions and open a window on each
+    #[arg(long, conflicts_with = "tmux_detached")]
+    tmux_attached: bool,
+    /// Show the primary consoles in tmux sessions
+    #[arg(long)]
+    tmux_detached: bool,
     /// List the machines afterwards
     #[arg(short, long)]
     list: bool,
@@ -125,6 +131,10 @@ pub(super) fn prepare(lab: &Lab, starting: &Starting, config: &Config, further: 
         let words = split(text).map_err(anyhow::Error::msg);
         common.extend(words.context("cannot split the options of --pass")?);
     }
+    common.extend(super::flags(&[
+        ("--tmux-attached", starting.tmux_attached),
+        ("--tmux-detached", starting.tmux_detached),
+    ]));
     common.extend(further.iter().cloned());
     let mut problems = lab.problems.clone();
     let mut machines = Vec::new();
