@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tests::netns::Net;
-use tests::ports::{Guest, bulk, only_late, wait_ports};
+use tests::ports::{Guest, bulk, load_modules, only_late, wait_ports};
 use tests::program::{Process, binary, listens, start_until, tool};
 use tests::switchd::Switchd;
 use tests::wait;
@@ -151,9 +151,12 @@ fn guest_and_tap(word: impl Fn(&Switchd) -> String) {
     let dir = host.daemon.home();
     fs::write(dir.join("bulk"), bulk()).unwrap();
     let word = word(&host.daemon);
-    let interface = &word[..4];
+    let (interface, modules) = match word.starts_with("virtio_uml") {
+        true => ("eth0", load_modules(dir)),
+        false => (&word[..4], String::new()),
+    };
     let script = format!(
-        "mkfifo /tmp/open; nc -l -p 5000 <> /tmp/open > /tmp/bulk &\n\
+        "{modules}mkfifo /tmp/open; nc -l -p 5000 <> /tmp/open > /tmp/bulk &\n\
          until grep -q :1388 /proc/net/tcp*; do true; done\n\
          ip addr add 10.0.0.2/24 dev {interface}; ip link set {interface} up\n\
          until ping -c 1 -w 1 10.0.0.1; do true; done; echo READY\n\
@@ -199,6 +202,11 @@ fn bulk_between_a_tap_and_an_old_guest() {
 #[test]
 fn bulk_between_a_tap_and_a_vector_guest() {
     guest_and_tap(|daemon| format!("vec0:transport=bess,dst={}", daemon.domain("A").sockets["bess"]));
+}
+
+#[test]
+fn bulk_between_a_tap_and_a_guest_that_shares_its_memory() {
+    guest_and_tap(|daemon| format!("virtio_uml.device={}:1", daemon.domain("A").sockets["vhost"]));
 }
 
 #[test]

@@ -268,3 +268,57 @@ fn transports_change_the_command_line_and_nothing_else() {
         "{error}"
     );
 }
+
+#[test]
+fn guests_share_their_memory_and_their_cards_are_called_what_was_asked_for() {
+    let home = Home::of_ordinary_user();
+    start(&home, "pc1", 1, &["--transport=vhost"]);
+    // Cards in another order than the kernel's own, beside one of another kind, with an address that was chosen.
+    let exec = "ip addr add 10.0.0.2/24 dev eth3; ip link set eth3 up";
+    let mac = "02:00:00:00:00:33";
+    home.start(
+        "pc2",
+        &[
+            "-q",
+            "--eth0=B",
+            "--eth2=C",
+            "--eth3=A",
+            &format!("--mac=eth3={mac}"),
+            "--transport=vhost",
+            "--transport=eth0=daemon",
+            "-e",
+            exec,
+        ],
+    );
+    wait_until_reached(&home, "pc1", "10.0.0.2");
+    assert_eq!(kinds(&home, "A"), ["vhost", "vhost"]);
+    assert_eq!(
+        (kinds(&home, "B"), kinds(&home, "C")),
+        (vec!["uml".into()], vec!["vhost".into()])
+    );
+    let ports = home.ok("switchd", ["port", "ls"]);
+    for name in ["pc1:eth0", "pc2:eth2", "pc2:eth3"] {
+        assert!(ports.contains(name), "no {name} in {ports}");
+    }
+    assert_eq!(
+        in_guest(&home, "pc2", "cat /sys/class/net/eth3/address").trim(),
+        mac
+    );
+    let links = in_guest(&home, "pc2", "ls /sys/class/net");
+    assert_eq!(
+        links.split_whitespace().collect::<Vec<_>>(),
+        ["eth0", "eth2", "eth3", "lo"]
+    );
+
+    // A kernel that runs takes none, and lets none go.
+    let error = home.fails(1, "vconf", ["pc1", "--eth1=A", "--transport=vhost"]);
+    assert!(
+        error.contains("come and go with the machine only\nhint: "),
+        "{error}"
+    );
+    let error = home.fails(1, "vconf", ["pc1", "--eth0="]);
+    assert!(error.contains("come and go with the machine only"), "{error}");
+    assert!(reaches(&home, "pc1", "10.0.0.2"));
+    home.ok("vhalt", ["pc1", "pc2"]);
+    home.assert_nothing_left();
+}

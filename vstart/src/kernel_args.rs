@@ -84,6 +84,8 @@ pub fn kernel_args(
             Attachment::Nat => args.push(format!("dhcp={}", name_in_guest(machine, interface))),
         }
         args.push(interface_word(machine, interface, domains)?);
+        let mac = interface.mac(&machine.name);
+        args.extend(interface.transport.address_word(interface.number, mac));
     }
     if !machine.verbose {
         args.push("quiet".into());

@@ -218,6 +218,16 @@ struct Word<'a> {
 /// The interfaces on a kernel's command line.
 fn interface_words(words: &[String]) -> impl Iterator<Item = Word<'_>> {
     words.iter().filter_map(|word| {
+        if let Some(card) = word.strip_prefix("virtio_uml.device=") {
+            let (socket, number) = card.split_once(":1:")?;
+            let address = format!("mac_eth{number}=");
+            return Some(Word {
+                name: format!("eth{number}"),
+                transport: Transport::Vhost,
+                mac: words.iter().find_map(|word| word.strip_prefix(&address))?,
+                socket,
+            });
+        }
         let at = word.find(['=', ':'])?;
         let (device, value) = (&word[..at], &word[at + 1..]);
         let number: u32 = device.get(3..)?.parse().ok()?;
@@ -258,6 +268,8 @@ mod tests {
             "eth1=tuntap,a",
             "eth2=vde,/h/vhub_bob_B.vde,02:00:00:00:00:02",
             "vec3:transport=bess,dst=/h/vhub_bob_C.bess,mac=02:00:00:00:00:03,mtu=9000",
+            "virtio_uml.device=/h/vhub_bob_D.vhost:1:4",
+            "mac_eth4=02:00:00:00:00:04",
         ]
         .map(str::to_owned);
         let found: Vec<_> = interface_words(&words)
@@ -271,7 +283,8 @@ mod tests {
             [
                 "eth0 daemon 02:00:00:00:00:01 A",
                 "eth2 vde 02:00:00:00:00:02 B",
-                "eth3 bess 02:00:00:00:00:03 C"
+                "eth3 bess 02:00:00:00:00:03 C",
+                "eth4 vhost 02:00:00:00:00:04 D"
             ]
         );
         let socket = "/h/vhub_bob_A.cnct";

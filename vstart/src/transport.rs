@@ -26,6 +26,9 @@ pub enum Transport {
     Vde,
     /// Records of a connection, many at a time: the vector driver. When switchd goes, the guest must connect again.
     Bess,
+    /// Rings in memory that the guest shares with switchd (virtio): the fastest. When switchd goes, the interface does,
+    /// until the machine starts again.
+    Vhost,
 }
 
 /// What a user asks for.
@@ -59,7 +62,7 @@ pub struct Reach {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TransportError {
     /// There is none of that name.
-    #[error("'{0}' is no transport: use auto, daemon, vde or bess")]
+    #[error("'{0}' is no transport: use auto, daemon, vde, bess or vhost")]
     Unknown(String),
     /// Neither a transport nor that of an interface.
     #[error("'{0}' does not say which interface: write TRANSPORT for all, or ethN=TRANSPORT for one")]
@@ -67,8 +70,14 @@ pub enum TransportError {
 }
 
 /// For automatic choice, the best first. `daemon` comes before the faster `bess`: it goes on by itself when switchd is
-/// started again, and no stall of the host makes the guest panic. `vde` has nothing that `daemon` has not.
-const PREFERENCE: [Transport; 3] = [Transport::Daemon, Transport::Bess, Transport::Vde];
+/// started again, and no stall of the host makes the guest panic. `vde` has nothing that `daemon` has not. `vhost` is the
+/// fastest, but an interface that has lost its switchd never comes back, and needs a module in the guest.
+const PREFERENCE: [Transport; 4] = [
+    Transport::Daemon,
+    Transport::Bess,
+    Transport::Vde,
+    Transport::Vhost,
+];
 
 /// What an interface carries without any `mtu=`; and all the old drivers ever do.
 const USUAL_MTU: u32 = 1500;
@@ -80,6 +89,7 @@ impl Transport {
             Self::Daemon => "daemon",
             Self::Vde => "vde",
             Self::Bess => "bess",
+            Self::Vhost => "vhost",
         }
     }
 
@@ -89,6 +99,7 @@ impl Transport {
             Self::Daemon => "uml",
             Self::Vde => "vde",
             Self::Bess => "bess",
+            Self::Vhost => "vhost",
         }
     }
 
@@ -98,13 +109,15 @@ impl Transport {
             Self::Daemon => "CONFIG_UML_NET_DAEMON=y",
             Self::Vde => "CONFIG_UML_NET_VDE=y",
             Self::Bess => "CONFIG_UML_NET_VECTOR=y",
+            Self::Vhost => "CONFIG_VIRTIO_UML=y",
         }
     }
 
     /// What the kernel calls the interface that the user knows as ethN.
     pub fn device(self, number: u32) -> String {
         match self {
-            Self::Daemon | Self::Vde => format!("eth{number}"),
+            // Cards of virtio are counted by the guest; our own guest init sees to it that it is the same number.
+            Self::Daemon | Self::Vde | Self::Vhost => format!("eth{number}"),
             Self::Bess => format!("vec{number}"),
         }
     }
@@ -122,7 +135,20 @@ impl Transport {
                 format!("{device}:transport=bess,dst={socket},mac={mac}")
             }
             Self::Bess => format!("{device}:transport=bess,dst={socket},mac={mac},mtu={}", reach.mtu),
+            // 1 is a network card; the number behind it tells the guest which. Its address comes from switchd.
+            Self::Vhost if socket.contains(':') => return None,
+            Self::Vhost => format!("virtio_uml.device={socket}:1:{number}"),
         })
+    }
+
+    /// The word by which switchd learns the address of an interface, where the driver has no place for it.
+    pub fn address_word(self, number: u32, mac: MacAddr) -> Option<String> {
+        (self == Self::Vhost).then(|| format!("mac_eth{number}={mac}"))
+    }
+
+    /// Whether a running kernel can be given such an interface, and let go of one.
+    pub const fn comes_and_goes(self) -> bool {
+        !matches!(self, Self::Vhost)
     }
 
     /// Whether taking an interface down and up opens its sockets again.

@@ -1,8 +1,8 @@
 //! `guestbench`: TCP between two real UML kernels, over switchd and over Debian's uml_switch, in one run and in turns.
 //!
 //! The two machines are the same for all: each has an interface in a domain of switchd, one in another domain by the
-//! kernel's vector driver (both by vstart), and one at a uml_switch (by a word on the kernel's command line). iperf3 runs
-//! in the machines, from the host's own files.
+//! kernel's vector driver, one in a third by memory shared with switchd (all by vstart), and one at a uml_switch (by a
+//! word on the kernel's command line). iperf3 runs in the machines, from the host's own files.
 
 #![forbid(unsafe_code)]
 
@@ -56,10 +56,11 @@ struct Row {
 }
 
 /// Name of the switch, the interface in both machines, and their network.
-const SWITCHES: [(&str, &str, &str); 3] = [
+const SWITCHES: [(&str, &str, &str); 4] = [
     ("uml_switch", "eth1", "10.0.1"),
     ("switchd", "eth0", "10.0.0"),
     ("switchd, vector driver", "eth2", "10.0.2"),
+    ("switchd, shared memory", "eth3", "10.0.3"),
 ];
 
 /// Boot, pings and the load of one round take so long at most beyond the load itself.
@@ -184,6 +185,7 @@ impl Lab {
             .command("vstart")
             .args([machine, "-q", "-M", "256", "--eth0=A", "--transport=daemon"])
             .args(["--eth2=B", "--transport=eth2=bess"])
+            .args(["--eth3=C", "--transport=eth3=vhost"])
             .arg(format!("--append=eth1=daemon,,,{}", socket.display()))
             // In the background: the machine is up before the load begins.
             .arg(format!(

@@ -192,11 +192,14 @@ impl Domain {
     }
 
     /// Takes the first of these names that nobody has: a guest's two cards in one domain are told apart by it.
-    pub(crate) fn take_name(&self, candidates: impl IntoIterator<Item = String>) -> Option<String> {
+    pub(crate) fn take_name<T>(&self, candidates: Vec<(String, T)>) -> Option<(String, T)> {
         let mut state = self.state();
-        let name = candidates.into_iter().find(|name| !state.names.contains(name))?;
-        state.names.insert(name.clone());
-        Some(name)
+        let mut free = candidates
+            .into_iter()
+            .filter(|(name, _)| !state.names.contains(name));
+        let taken = free.next()?;
+        state.names.insert(taken.0.clone());
+        Some(taken)
     }
 
     /// Gives a name back, if it was one that is taken.

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use fabric::MacAddr;
 use proto::ctl::Peer;
 
 /// Reads the peer's process and user from the kernel.
@@ -29,23 +30,42 @@ pub(crate) async fn ended(peer: Peer) -> io::Result<()> {
     fd.readable().await.map(drop)
 }
 
-/// What the cards may be called that a UML kernel has at this socket (`virtio_uml.device=SOCKET:1`), in their order:
-/// `pc1:eth0` for the first card of its command line.
-pub(crate) fn vhost_names(peer: Peer, socket: &Path) -> Vec<String> {
-    let words = command_line(peer);
+/// What the cards may be called that a UML kernel has at this socket (`virtio_uml.device=SOCKET:1[:NUMBER]`), in their
+/// order, and their addresses: `pc1:eth0` for the first one without a number. The address is the one a word
+/// `mac_eth0=ADDRESS` tells, or the one netkit's kernels give that interface.
+pub(crate) fn vhost_cards(peer: Peer, socket: &Path) -> Vec<(String, MacAddr)> {
+    cards(&command_line(peer), socket)
+}
+
+fn cards(words: &[String], socket: &Path) -> Vec<(String, MacAddr)> {
     let Some(machine) = words.iter().find_map(|word| word.strip_prefix("umid=")) else {
         return Vec::new();
     };
-    let cards = words.iter().filter_map(|word| {
-        let (path, rest) = word.strip_prefix("virtio_uml.device=")?.split_once(':')?;
-        // 1 is a network card.
-        (rest == "1" || rest.starts_with("1:")).then_some(path)
-    });
-    cards
-        .enumerate()
-        .filter(|(_, path)| Path::new(path) == socket)
-        .map(|(number, _)| format!("{machine}:eth{number}"))
-        .collect()
+    let mut next = 0_u32;
+    let mut found = Vec::new();
+    for word in words {
+        // Devices of other kinds than network cards (1) are counted with them.
+        let Some(device) = word.strip_prefix("virtio_uml.device=") else {
+            continue;
+        };
+        let mut parts = device.split(':');
+        let (Some(path), Some(kind)) = (parts.next(), parts.next()) else {
+            continue;
+        };
+        let number = parts.next().map_or(Some(next), |number| number.parse().ok());
+        let Some(number) = number else { continue };
+        next = number.saturating_add(1);
+        if kind == "1" && Path::new(path) == socket {
+            let card = format!("eth{number}");
+            let told = words.iter().find_map(|word| {
+                let (key, address) = word.split_once('=')?;
+                (key.strip_prefix("mac_") == Some(&card)).then(|| address.parse().ok())?
+            });
+            let mac = told.unwrap_or_else(|| proto::mac::of_machine(machine, &card));
+            found.push((format!("{machine}:{card}"), mac));
+        }
+    }
+    found
 }
 
 /// The machine and interface at the other end, from the command line of a UML kernel: `pc1:eth0` for
@@ -81,4 +101,25 @@ fn command_line(peer: Peer) -> Vec<String> {
     words
         .map(|word| String::from_utf8_lossy(word).into_owned())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_have_the_numbers_and_addresses_of_the_command_line() {
+        let words = "linux.uml umid=pc1 virtio_uml.device=/s/a:1 virtio_uml.device=/s/b:1 virtio_uml.device=/s/a:1:7 \
+                     virtio_uml.device=/s/c:3 virtio_uml.device=/s/a:1 mac_eth7=02:00:00:00:00:07 virtio_uml.device=/s/a";
+        let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+        let usual = |card| proto::mac::of_machine("pc1", card);
+        let expected = [
+            ("pc1:eth0".to_owned(), usual("eth0")),
+            ("pc1:eth7".to_owned(), MacAddr([2, 0, 0, 0, 0, 7])),
+            ("pc1:eth9".to_owned(), usual("eth9")),
+        ];
+        assert_eq!(cards(&words, Path::new("/s/a")), expected);
+        assert_eq!(cards(&words, Path::new("/s/c")), []);
+        assert_eq!(cards(&words[2..], Path::new("/s/a")), []);
+    }
 }

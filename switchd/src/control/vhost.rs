@@ -135,16 +135,8 @@ impl Session {
             .vhost
             .as_deref()
             .unwrap_or(std::path::Path::new(""));
-        let (name, mac) = match domain.take_name(peer::vhost_names(peer, socket)) {
-            Some(name) => {
-                let mac = name
-                    .split_once(':')
-                    .map(|(machine, card)| proto::mac::of_machine(machine, card));
-                (name, mac)
-            }
-            None => (peer::name(peer, socket, ""), None),
-        };
-        let mac = mac.unwrap_or_else(|| any_mac(peer, id));
+        let card = domain.take_name(peer::vhost_cards(peer, socket));
+        let (name, mac) = card.unwrap_or_else(|| (peer::name(peer, socket, ""), any_mac(peer, id)));
         Ok(Self {
             registry: Arc::clone(registry),
             domain: Arc::clone(domain),

@@ -77,6 +77,7 @@ impl Life<'_> {
     }
 
     async fn plug_in(&self, interface: &Interface, domains: &BTreeMap<DomainName, Reach>) -> Result<()> {
+        comes_and_goes(interface)?;
         let machine = &self.plan.machine;
         let word = interface_word(machine, interface, domains)?;
         self.console(&format!("config {word}")).await?;
@@ -110,6 +111,7 @@ impl Life<'_> {
         let Some(interface) = self.interface(number).cloned() else {
             bail!("there is none");
         };
+        comes_and_goes(&interface)?;
         let name = name_in_guest(&self.plan.machine, &interface);
         // An interface that is up cannot be removed.
         self.guest(&format!("ip link set {name} down")).await?;
@@ -173,6 +175,7 @@ impl Life<'_> {
     }
 
     async fn reconnect_one(&mut self, interface: &Interface) -> Result<()> {
+        comes_and_goes(interface)?;
         let name = name_in_guest(&self.plan.machine, interface);
         let reopens = interface.transport.reopens();
         if self
@@ -231,6 +234,18 @@ impl Life<'_> {
         }
         Ok(())
     }
+}
+
+/// Some drivers know only the interfaces the kernel was started with.
+fn comes_and_goes(interface: &Interface) -> Result<()> {
+    let transport = interface.transport;
+    if !transport.comes_and_goes() {
+        bail!(
+            "by transport {transport}, interfaces come and go with the machine only\n\
+             hint: choose another with --transport, or start the machine again"
+        );
+    }
+    Ok(())
 }
 
 fn head(interface: &str) -> String {

@@ -143,8 +143,32 @@ fn load_overlay(words: &Words) -> Result<()> {
             release()
         );
     };
-    let path = tree.join("kernel/fs/overlayfs/overlay.ko");
-    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    load(&tree.join("kernel/fs/overlayfs/overlay.ko"))
+}
+
+/// Loads the driver of virtio's network cards, where there are such and the kernel has it as a module.
+pub(crate) fn load_cards(words: &Words) {
+    if words.cards().next().is_none() || Path::new("/sys/bus/virtio/drivers/virtio_net").exists() {
+        return;
+    }
+    let Some(tree) = module_tree(words) else {
+        eprintln!(
+            "hubbub-init: network cards of virtio need a module, and those of this kernel ({}) are not installed",
+            release()
+        );
+        return;
+    };
+    for module in [
+        "net/core/failover.ko",
+        "drivers/net/net_failover.ko",
+        "drivers/net/virtio_net.ko",
+    ] {
+        report(load(&tree.join("kernel").join(module)));
+    }
+}
+
+fn load(path: &Path) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     nix::kmod::finit_module(&file, c"", nix::kmod::ModuleInitFlags::empty())
         .with_context(|| format!("cannot load {}", path.display()))
 }

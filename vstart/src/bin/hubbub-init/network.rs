@@ -28,6 +28,33 @@ pub(crate) fn rename(words: &Words) {
         let (given, name) = (format!("vec{number}"), format!("eth{number}"));
         report(ip(&["link", "set", &given, "name", &name]));
     }
+    // The kernel counts cards of virtio as they come: out of the way first, and then each to its place.
+    let cards: Vec<u32> = words.cards().collect();
+    for step in ["card", "eth"] {
+        for number in &cards {
+            let renamed = card(*number).and_then(|given| {
+                let name = format!("{step}{number}");
+                if given == name {
+                    return Ok(());
+                }
+                ip(&["link", "set", &given, "name", &name])
+            });
+            report(renamed);
+        }
+    }
+}
+
+/// What the kernel calls a card of virtio.
+fn card(number: u32) -> Result<String> {
+    let device = format!("/sys/bus/platform/devices/virtio-uml.{number}");
+    let missing =
+        || format!("there is no card for eth{number}: switchd was not there when the machine started");
+    let cards = fs::read_dir(&device).with_context(missing)?;
+    let mut names = cards.flatten().filter_map(|entry| {
+        let first = fs::read_dir(entry.path().join("net")).ok()?.flatten().next()?;
+        first.file_name().into_string().ok()
+    });
+    names.next().with_context(missing)
 }
 
 /// Brings up what needs no thought: loopback, and interfaces with an address on the command line.

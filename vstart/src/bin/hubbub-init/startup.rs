@@ -45,6 +45,7 @@ pub(crate) fn run() -> Result<()> {
         start_commands(&words)?
     };
     mounts::writable_root(&words)?;
+    mounts::load_cards(&words);
     network::name(&words);
     network::rename(&words);
     network::bring_up(&words);

@@ -74,6 +74,12 @@ impl Words {
         self.0.iter().filter_map(move |(key, _)| number(key))
     }
 
+    /// The numbers of network cards of virtio: `virtio_uml.device=/a:1:3` is 3.
+    pub(crate) fn cards(&self) -> impl Iterator<Item = u32> {
+        let number = |value: &str| value.split_once(":1:")?.1.parse().ok();
+        self.values("virtio_uml.device").filter_map(number)
+    }
+
     /// Whether a console has a device on the host: `con0=null` and `con0=none` have not.
     pub(crate) fn has_console(&self, number: u32) -> bool {
         !matches!(self.value(&format!("con{number}")), None | Some("null" | "none"))
@@ -129,6 +135,12 @@ mod tests {
         let words =
             Words::parse("vec0:transport=bess,dst=/a,mac=x vector=1 vec12:transport=bess vecx:y=1 vec3=1");
         assert_eq!(words.vectors().collect::<Vec<_>>(), [0, 12]);
+    }
+
+    #[test]
+    fn cards_are_found() {
+        let words = Words::parse("virtio_uml.device=/a:1:3 virtio_uml.device=/b:1 virtio_uml.device=/c:2:1");
+        assert_eq!(words.cards().collect::<Vec<_>>(), [3]);
     }
 
     #[test]
