@@ -74,7 +74,7 @@ measure() {
         echo "bridge.sh: $kind failed:" >&2; tail -n 20 "$dir/1" "$dir/2" >&2; exit 1
     fi
     echo "$rates" >> "$work/$kind"
-    cleanup; wait
+    cleanup; { wait; } 2>/dev/null
     [ "$kind" != bridge ] || { ip link del br0; ip link del tap1; ip link del tap2; }
 }
 
