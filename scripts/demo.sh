@@ -71,4 +71,4 @@ left=$(find "$HOME/.netkit" -mindepth 2 ! -name '*.lock' ! -name '*.log')
 echo 'No process, no socket, no domain is left.'
 
 say 'How fast is the hub? Beside uml_switch and vde_switch, in one run'
-hubbench --only hub/2/unicast/1514 --rounds 3 --seconds 1
+hubbench --only hub/2/unicast/1514 --rounds 3 --seconds 1 --round-trips 0 --queue-length 0

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,9 @@ use crate::stop::Stop;
 const WARM_UP: usize = 50;
 /// Between two round trips, so that everybody sleeps when a frame comes.
 const PAUSE: Duration = Duration::from_micros(500);
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an answer may take, at first and once the ports are known.
+const PATIENCE: Duration = Duration::from_secs(5);
+const BLOCKED: Duration = Duration::from_millis(500);
 const FRAME_BYTES: usize = 60;
 
 /// Round trips between two ports of one hub.
@@ -89,36 +91,53 @@ fn turn(kind: &Kind, round_trips: usize) -> Result<Vec<Duration>, LatencyError> 
 
 fn exchange(here: &Port, there: &Port, round_trips: usize) -> Result<Vec<Duration>, Errno> {
     for port in [here, there] {
-        let timeouts = port.set_timeouts(PATIENCE, PATIENCE);
+        let timeouts = port.set_timeouts(BLOCKED, PATIENCE);
         timeouts.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
     }
+    let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let echo = scope.spawn(|| {
-            (0..WARM_UP + round_trips).try_for_each(|_| {
-                let frame = receive(there)?;
-                there.send(&frame, MsgFlags::empty())
+        let echo = scope.spawn(|| echo(there, &over));
+        let times: Result<Vec<_>, _> = (0..WARM_UP + round_trips)
+            .map(|number| {
+                thread::sleep(PAUSE);
+                round_trip(here, number)
             })
-        });
-        let mut times = Vec::with_capacity(round_trips);
-        for number in 0..WARM_UP + round_trips {
-            thread::sleep(PAUSE);
-            let mut frame = [0xff; FRAME_BYTES];
-            frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
-            frame[14..22].copy_from_slice(&number.to_be_bytes());
-            let sent = Instant::now();
-            here.send(&frame, MsgFlags::empty())?;
-            let answer = receive(here)?;
-            let took = sent.elapsed();
-            if answer != frame {
-                return Err(Errno::EBADMSG);
-            }
-            if number >= WARM_UP {
-                times.push(took);
-            }
-        }
+            .collect();
+        over.store(true, Ordering::Relaxed);
         echo.join().expect("the echo does not panic")?;
-        Ok(times)
+        Ok(times?.split_off(WARM_UP))
     })
+}
+
+/// Sends back what comes until it is over.
+fn echo(port: &Port, over: &AtomicBool) -> Result<(), Errno> {
+    loop {
+        match receive(port) {
+            Ok(frame) => port.send(&frame, MsgFlags::empty())?,
+            Err(Errno::EAGAIN) if over.load(Ordering::Relaxed) => return Ok(()),
+            Err(Errno::EAGAIN) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Sends a frame until it comes back: the first may be too early for a port that is still being made.
+fn round_trip(port: &Port, number: usize) -> Result<Duration, Errno> {
+    let mut frame = [0xff; FRAME_BYTES];
+    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    frame[14..22].copy_from_slice(&number.to_be_bytes());
+    let begun = Instant::now();
+    loop {
+        let sent = Instant::now();
+        port.send(&frame, MsgFlags::empty())?;
+        match receive(port) {
+            Ok(answer) if answer == frame => return Ok(sent.elapsed()),
+            // An answer that was given up.
+            Ok(_) => {}
+            Err(Errno::EAGAIN) if begun.elapsed() < PATIENCE && number < WARM_UP => {}
+            Err(errno) => return Err(errno),
+        }
+    }
 }
 
 fn receive(port: &Port) -> Result<[u8; FRAME_BYTES], Errno> {
