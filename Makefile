@@ -14,7 +14,7 @@ setup:
 	@scripts/setup.sh
 
 # One program under many names, as Netkit has them.
-FAMILY = vlist vhalt vcrash vconnect vcommand vexec vconf vconfig vclean vmconsole vplug vdump \
+FAMILY = vlist vhalt vcrash vconnect vcommand vexec vdisk vconf vconfig vclean vmconsole vplug vdump \
     lstart lhalt lcrash lclean lrestart linfo ltest uml_switch
 
 release: setup

@@ -28,6 +28,25 @@ const INITTAB: &str = "::sysinit:/etc/start\n::ctrlaltdel:/sbin/poweroff\n::shut
 /// # Panics
 /// When it cannot be made.
 pub fn make(dir: &Path) -> PathBuf {
+    let tree = tree(dir);
+    let image = dir.join("model");
+    let made = Command::new(program::tool("mke2fs"))
+        .args(["-q", "-t", "ext2", "-d"])
+        .arg(&tree)
+        .arg(&image)
+        .arg("16M")
+        .output()
+        .expect("mke2fs runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    fs::remove_dir_all(tree).expect("the tree is ours");
+    image
+}
+
+/// Makes its files alone, in a directory; the path of their root.
+///
+/// # Panics
+/// When they cannot be made.
+pub fn tree(dir: &Path) -> PathBuf {
     let tree = dir.join("tree");
     for sub in ["bin", "sbin", "etc", "proc", "dev", "hosthome"] {
         fs::create_dir_all(tree.join(sub)).expect("the directory is ours");
@@ -49,15 +68,5 @@ pub fn make(dir: &Path) -> PathBuf {
     fs::write(tree.join("etc/inittab"), INITTAB).expect("the tree is ours");
     fs::write(tree.join("etc/start"), START).expect("the tree is ours");
     fs::set_permissions(tree.join("etc/start"), fs::Permissions::from_mode(0o755)).expect("the tree is ours");
-    let image = dir.join("model");
-    let made = Command::new(program::tool("mke2fs"))
-        .args(["-q", "-t", "ext2", "-d"])
-        .arg(&tree)
-        .arg(&image)
-        .arg("16M")
-        .output()
-        .expect("mke2fs runs");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    fs::remove_dir_all(tree).expect("the tree is ours");
-    image
+    tree
 }

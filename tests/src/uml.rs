@@ -331,13 +331,14 @@ pub fn text(bytes: &[u8]) -> String {
 
 const POLL: Duration = Duration::from_millis(20);
 const PROGRAMS: [&str; 3] = ["vstart", "hubbub-init", "switchd"];
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "vclean",
     "vcommand",
     "vconf",
     "vconfig",
     "vconnect",
     "vcrash",
+    "vdisk",
     "vdump",
     "vexec",
     "vhalt",

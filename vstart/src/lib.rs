@@ -17,6 +17,7 @@ pub mod config;
 pub mod cow;
 pub mod cpulock;
 pub mod dirs;
+pub mod disk;
 pub mod halt;
 pub mod kernel_args;
 pub mod lab;

@@ -1,17 +1,15 @@
 //! What `vstart` makes of its options about files and disks.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 use super::vstart::Options;
 use crate::config::Config;
-use crate::cow;
-use crate::machine::{Disk, Root};
+use crate::disk::{self, Disk, DiskError};
+use crate::machine::{self, Root};
 use crate::name::MachineName;
-use crate::registry::Registry;
+use crate::registry::{Registry, Status};
 use crate::switch::program;
 
 /// Where the machine's files come from: a model file system if there is one, the host if not.
@@ -35,6 +33,7 @@ pub(super) fn root(name: &MachineName, options: &Options, config: &Config) -> Re
         .canonicalize()
         .with_context(|| format!("cannot use model file system {}", model.display()))?;
     if options.no_cow {
+        check_free(name, config, &model, None)?;
         return Ok(Root::Disk { model, changes: None });
     }
     let changes = match &options.filesystem {
@@ -43,29 +42,46 @@ pub(super) fn root(name: &MachineName, options: &Options, config: &Config) -> Re
         None => absolute(Path::new(&format!("{name}.disk")))?,
     };
     check_pair(&changes, &model)?;
-    let registry = Registry::new(config.dirs.clone());
-    for record in registry.list()? {
-        if let Root::Disk {
-            changes: Some(used), ..
-        } = &record.machine.root
-            && *used == changes
-            && record.machine.name != *name
-        {
-            bail!(
-                "cannot use {}: machine {} is using it",
-                changes.display(),
-                record.machine.name
-            );
-        }
-    }
+    check_free(name, config, &model, Some(&changes))?;
     Ok(Root::Disk {
         model,
         changes: Some(changes),
     })
 }
 
+/// Refuses files that another machine changes, or that would be changed under it.
+fn check_free(name: &MachineName, config: &Config, model: &Path, changes: Option<&Path>) -> Result<()> {
+    let registry = Registry::new(config.dirs.clone());
+    for record in registry.list()? {
+        let other = &record.machine;
+        let Root::Disk {
+            model: their_model,
+            changes: theirs,
+        } = &other.root
+        else {
+            continue;
+        };
+        // What has crashed uses nothing any more.
+        if other.name == *name || record.status == Status::Crashed {
+            continue;
+        }
+        // A model may be shared by all who leave it as it is.
+        let taken = match (changes, theirs) {
+            (Some(ours), Some(theirs)) if ours == theirs => ours,
+            (None, _) | (_, None) if model == their_model => model,
+            _ => continue,
+        };
+        bail!(
+            "cannot use {}: machine {} is using it",
+            taken.display(),
+            other.name
+        );
+    }
+    Ok(())
+}
+
 /// Disks beside the first.
-pub(super) fn further(options: &Options) -> Result<Vec<Disk>> {
+pub(super) fn further(options: &Options) -> Result<Vec<machine::Disk>> {
     let disks = options
         .disk
         .iter()
@@ -76,7 +92,7 @@ pub(super) fn further(options: &Options) -> Result<Vec<Disk>> {
             let file = file
                 .canonicalize()
                 .with_context(|| format!("cannot use disk {}", file.display()))?;
-            Ok(Disk { file, writable })
+            Ok(machine::Disk { file, writable })
         })
         .collect()
 }
@@ -95,24 +111,12 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
 
 /// Refuses changes that were made to another model: the kernel would, but only to a machine without a disk.
 fn check_pair(changes: &Path, model: &Path) -> Result<()> {
-    let mut start = Vec::new();
-    match File::open(changes) {
-        Ok(file) => {
-            let limit = u64::try_from(cow::HEADER_BYTES).unwrap_or(u64::MAX);
-            file.take(limit)
-                .read_to_end(&mut start)
-                .with_context(|| format!("cannot read {}", changes.display()))?
-        }
+    let disk = match Disk::look(changes) {
         // The kernel makes it.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", changes.display())),
+        Err(DiskError::Io(_, _, error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        disk => disk?,
     };
-    let Some(header) = cow::parse(&start) else {
-        bail!(
-            "cannot use {} for changes: it is something else than a COW file",
-            changes.display()
-        );
-    };
+    let header = disk.changes()?;
     let same = header
         .backing
         .canonicalize()
@@ -125,7 +129,7 @@ fn check_pair(changes: &Path, model: &Path) -> Result<()> {
             header.backing.display()
         );
     }
-    Ok(())
+    Ok(disk::check_unchanged(changes, header, model)?)
 }
 
 /// The first process of guests without a file system of their own, which is also the script of DHCP clients.

@@ -30,6 +30,8 @@ mod vconf;
 mod vconfig;
 mod vconnect;
 mod vcrash;
+mod vdisk;
+mod vdisk_build;
 mod vdump;
 mod vexec;
 mod vhalt;
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
         "vconfig" => vconfig::run(&vconfig::Options::parse_from(args)),
         "vconnect" => vconnect::run(&vconnect::Options::parse_from(args)),
         "vcrash" => vcrash::run(&vcrash::Options::parse_from(args)),
+        "vdisk" => vdisk::run(&vdisk::Options::parse_from(args)),
         "vdump" => vdump::run(&vdump::Options::parse_from(args)),
         "vcommand" | "vexec" => vexec::run(&vexec::Options::parse_from(args)),
         "vhalt" => vhalt::run(&vhalt::Options::parse_from(args)),
@@ -87,13 +90,14 @@ pub fn main() -> ExitCode {
 }
 
 /// All commands: each can be a link to the program, or its first argument.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 14] = [
     "vclean",
     "vcommand",
     "vconf",
     "vconfig",
     "vconnect",
     "vcrash",
+    "vdisk",
     "vdump",
     "vexec",
     "vhalt",
@@ -111,6 +115,7 @@ pub fn definitions() -> Vec<clap::Command> {
         vconfig::Options::command(),
         vconnect::Options::command(),
         vcrash::Options::command(),
+        vdisk::Options::command(),
         vdump::Options::command(),
         vexec::Options::command(),
         // The same under the name that netkit-jh gives it.
