@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
 
 use tests::model;
 use tests::uml::{Home, text, wait_for};
@@ -397,7 +396,7 @@ fn consoles_on_a_pty_and_a_port_work() {
     });
     let mut stream = stream.unwrap();
     home.wait_for_status("pc1", "ready");
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(tests::wait::PATIENCE)).unwrap();
     stream.write_all(&[255, 253, 1]).unwrap();
     stream.write_all(b"echo $((6*7))-on-port\r\0").unwrap();
     let mut shown = String::new();
