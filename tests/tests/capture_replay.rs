@@ -175,6 +175,84 @@ fn a_signal_ends_it_with_a_summary() {
 }
 
 #[test]
+fn a_pipe_can_be_replayed_once() {
+    let switchd = Switchd::with_domain(&["A"]);
+    let mut cat = Process::start_as_is(
+        std::process::Command::new("cat")
+            .arg(pcap("tcp.pcap"))
+            .stdout(std::process::Stdio::piped()),
+    );
+    let pipe = cat.child().stdout.take().unwrap();
+    let mut command = switchd.command();
+    let replay = Process::start(command.args(["replay", "A", "-", "--asap"]).stdin(pipe));
+    let text = replay.outcome().ok();
+    let expected = golden::all().into_iter().find(|golden| golden.file == "tcp.pcap");
+    let expected = expected.map(|golden| format!("{} frames (", golden.frames.len()));
+    assert!(text.starts_with(&expected.unwrap()), "{text}");
+    // An ordinary file as standard input is a file.
+    let mut command = switchd.command();
+    let stdin = fs::File::open(pcap("arp.pcap")).unwrap();
+    let replay = Process::start(
+        command
+            .args(["replay", "A", "-", "--asap", "--loop", "2"])
+            .stdin(stdin),
+    );
+    assert!(replay.outcome().ok().contains(" frames ("));
+    let mut command = switchd.command();
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let replay = Process::start(command.args(["replay", "A", "-", "--loop", "2"]).stdin(reader));
+    let error = replay.outcome().failed(1);
+    assert!(error.contains("cannot send - more than once"), "{error}");
+}
+
+#[test]
+fn cut_frames_are_left_out_and_counted() {
+    let switchd = Switchd::with_domain(&["A"]);
+    let (whole, cut) = (pcap("tcp.pcap"), file(&switchd, "cut.pcapng"));
+    let capture = Capture::start(&switchd, "A", &["capture", "A", "--snap", "54", "-w", path(&cut)]);
+    switchd.run(&["replay", "A", path(&whole), "--asap"]).ok();
+    assert!(capture.interrupt().status.success());
+    let all = frames(&whole);
+    let short = all.iter().filter(|frame| frame.len() <= 54).count();
+    assert!(
+        short > 0 && short < all.len(),
+        "the file has long and short frames"
+    );
+    let text = switchd.run(&["replay", "A", path(&cut), "--asap"]).ok();
+    assert!(text.starts_with(&format!("{short} frames (")), "{text}");
+    let left = format!(
+        "{} frames not sent: the file has only a part of them",
+        all.len() - short
+    );
+    assert!(text.contains(&left), "{text}");
+}
+
+#[test]
+fn progress_is_shown_on_a_terminal() {
+    use std::io::Read;
+    let switchd = Switchd::with_domain(&["A"]);
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let mut command = switchd.command();
+    command
+        .args(["replay", "A", path(&spaced(&switchd)), "--loop", "20"])
+        .env("TERM", "xterm")
+        .stdout(std::process::Stdio::null())
+        .stderr(pty.slave);
+    let mut replay = Process::start_as_is(&mut command);
+    drop(command);
+    let mut shown = String::new();
+    let mut terminal = fs::File::from(pty.master);
+    while !shown.contains(" eta ") {
+        let mut text = [0; 4096];
+        let count = terminal.read(&mut text).unwrap();
+        assert!(count > 0, "{shown}");
+        shown += &String::from_utf8_lossy(&text[..count]);
+    }
+    replay.signal(Signal::SIGINT);
+    assert!(replay.wait().success());
+}
+
+#[test]
 fn what_cannot_be_replayed_is_said() {
     let switchd = Switchd::with_domain(&["A"]);
     let text = file(&switchd, "text");

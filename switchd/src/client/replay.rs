@@ -35,11 +35,18 @@ const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 const SETTLE: Duration = Duration::from_secs(10);
 
 pub(super) fn run(mut connection: Connection, arguments: ReplayArguments) -> anyhow::Result<()> {
-    // All files are looked at before the first frame goes out.
+    // All files are looked at before the first frame goes out. A pipe can be read once only.
     let mut total = 0;
     for path in &arguments.files {
+        let metadata = real(path).metadata();
+        if metadata.as_ref().is_ok_and(|metadata| !metadata.is_file()) {
+            if arguments.repeat != 1 {
+                bail!("cannot send {} more than once: it is no file", path.display());
+            }
+            continue;
+        }
         Savefile::open(path, &ProgressBar::hidden())?;
-        total += path.metadata().map_or(0, |metadata| metadata.len());
+        total += metadata.map_or(0, |metadata| metadata.len());
     }
     let name = arguments
         .name
@@ -310,10 +317,15 @@ fn data_socket() -> std::io::Result<(UnixDatagram, Address)> {
 
 /// Opens a file, or standard input as `-`.
 pub(super) fn open(path: &Path) -> anyhow::Result<File> {
-    let path = if path == Path::new("-") {
+    let path = real(path);
+    File::open(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Where to find standard input, if that is meant.
+fn real(path: &Path) -> &Path {
+    if path == Path::new("-") {
         Path::new("/dev/stdin")
     } else {
         path
-    };
-    File::open(path).with_context(|| format!("cannot read {}", path.display()))
+    }
 }
