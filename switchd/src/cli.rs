@@ -161,6 +161,7 @@ pub(crate) struct FdbArguments {
 Examples:
   switchd capture A B -w ab.pcapng                two domains in one file, in the order of time
   switchd capture --all --filter 'arp or icmp' | tshark -r -
+  switchd capture --lab ~/labs/ospf -w ospf.pcapng
   switchd capture A --port 3 --snap 96 --count 1000 -w head.pcapng
   switchd capture A --drops=only -w dropped.pcapng
   switchd capture A -w a.pcapng --rotate-size 100M --files 5")]
@@ -183,6 +184,7 @@ Examples:
   vdump A | wireshark -k -i -        watch it in Wireshark
   vdump A > a.pcapng                 keep it
   vdump -t A B --filter 'not arp'    read it
+  vdump -t --lab .                   all domains of the lab in this directory
   vdump --stats A                    who talks to whom
 
 Under the name vdump, switchd is this command.")]
@@ -275,6 +277,9 @@ pub(crate) struct Selection {
     /// Capture all domains there are
     #[arg(long)]
     pub(crate) all: bool,
+    /// Capture the domains of the lab in this directory; may be repeated
+    #[arg(long = "lab", value_name = "DIR")]
+    pub(crate) labs: Vec<PathBuf>,
     /// Capture only what this port sends and is sent; may be repeated
     #[arg(long = "port", value_name = "ID")]
     pub(crate) ports: Vec<u32>,

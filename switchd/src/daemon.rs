@@ -27,6 +27,9 @@ pub(crate) const SOCKET: &str = "switchd.sock";
 /// The file that is locked for as long as a daemon uses the directory.
 const LOCK: &str = "switchd.lock";
 
+/// Captures are written to their end when the daemon ends, but their readers are not waited for longer than this.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Runs the daemon until it is told to end.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     // What is made from here on is this user's alone.
@@ -69,7 +72,19 @@ async fn host(config: Config, directory: &Path) -> anyhow::Result<()> {
     // Nobody is let in any more; then the domains go, their ports' sockets with them, and the workers last.
     let _ = fs::remove_file(&socket);
     registry.clear().await;
+    let _ = tokio::time::timeout(LAST_WORDS, captures_end(&registry)).await;
     Ok(())
+}
+
+/// Waits until what was captured is written, and whoever asked for it has been told.
+async fn captures_end(registry: &Registry) {
+    loop {
+        let departed = registry.departed.notified();
+        if !registry.is_capturing() {
+            return;
+        }
+        departed.await;
+    }
 }
 
 /// Makes the domains and opens the control socket.

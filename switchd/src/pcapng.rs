@@ -143,6 +143,9 @@ pub(crate) fn packet(out: &mut Vec<u8>, packet: Packet<'_>) {
     out.extend_from_slice(&length.to_ne_bytes());
 }
 
+/// Bytes of an interface's statistics.
+pub(crate) const STATISTICS_BYTES: usize = 20 + 4 * 12 + 4 + 4;
+
 /// Sums an interface up.
 pub(crate) fn statistics(out: &mut Vec<u8>, interface: u32, time: Duration, tally: &Tally) {
     block(out, STATISTICS, |out| {
@@ -178,7 +181,7 @@ pub(crate) fn split(bytes: &[u8]) -> Option<(Block<'_>, &[u8])> {
 }
 
 impl<'a> Block<'a> {
-    /// The interface a frame belongs to.
+    /// The interface a frame or a sum belongs to.
     pub(crate) fn interface(&self) -> u32 {
         word(self.bytes, 8).unwrap_or(0)
     }
@@ -210,6 +213,7 @@ impl<'a> Block<'a> {
     pub(crate) fn option(&self, code: u16) -> Option<&'a [u8]> {
         let fixed = match self.kind {
             PACKET => 28 + self.frame().len().next_multiple_of(4),
+            STATISTICS => 20,
             _ => 16,
         };
         let mut rest = self.bytes.get(fixed..self.bytes.len() - 4)?;
@@ -224,6 +228,20 @@ impl<'a> Block<'a> {
                 return value.get(..length);
             }
             rest = value.get(length.next_multiple_of(4)..)?;
+        }
+    }
+
+    /// What an interface has seen.
+    pub(crate) fn tally(&self) -> Tally {
+        let count = |code| {
+            let bytes = self.option(code).and_then(|bytes| bytes.first_chunk());
+            bytes.copied().map_or(0, u64::from_ne_bytes)
+        };
+        Tally {
+            received: count(ISB_IFRECV),
+            accepted: count(ISB_FILTERACCEPT),
+            dropped: count(ISB_IFDROP),
+            written: count(ISB_USRDELIV),
         }
     }
 
@@ -244,7 +262,7 @@ impl<'a> Block<'a> {
     }
 }
 
-/// Gives a frame's block, which begins at `at`, another interface.
+/// Gives a frame's block, which begins at `at`, or a sum's another interface.
 pub(crate) fn set_interface(bytes: &mut [u8], at: usize, interface: u32) {
     bytes[at + 8..at + 12].copy_from_slice(&interface.to_ne_bytes());
 }
@@ -326,7 +344,10 @@ mod tests {
             dropped: 7,
             written: 1,
         };
+        let before = file.len();
         statistics(&mut file, 1, Duration::new(1_700_000_001, 5), &tally);
+        assert_eq!(file.len() - before, STATISTICS_BYTES);
+        assert_eq!(split(&file[before..]).unwrap().0.tally(), tally);
         let mut reader = PcapNgReader::new(&file[..]).unwrap();
         let Theirs::InterfaceDescription(first) = reader.next_block().unwrap().unwrap() else {
             panic!()

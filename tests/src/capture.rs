@@ -129,3 +129,80 @@ fn tshark(file: &Path) -> Command {
 pub fn file(switchd: &Switchd, name: &str) -> PathBuf {
     switchd.home().join(name)
 }
+
+/// What a capture says about one of its interfaces, and what is really there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sum {
+    /// Its name.
+    pub name: String,
+    /// Frames of it in the file.
+    pub frames: u64,
+    /// Frames that passed, by its statistics.
+    pub received: u64,
+    /// Those the filter accepted.
+    pub accepted: u64,
+    /// Those the capture lost.
+    pub dropped: u64,
+    /// Those written.
+    pub written: u64,
+}
+
+/// The statistics of all interfaces of a pcapng file, as the library pcap-file reads them.
+///
+/// # Panics
+/// When the file is faulty, or an interface has no statistics, or anything but statistics stands behind them.
+#[track_caller]
+pub fn sums(file: &Path) -> Vec<Sum> {
+    use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionOption;
+    use pcap_file::pcapng::blocks::interface_statistics::InterfaceStatisticsOption;
+    use pcap_file::pcapng::{Block, PcapNgReader};
+    let input = std::fs::File::open(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let mut reader = PcapNgReader::new(input).expect("a pcapng file");
+    let mut found: Vec<(Sum, u32)> = Vec::new();
+    let mut ended = false;
+    while let Some(block) = reader.next_block() {
+        let block = block.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        assert!(
+            !ended || matches!(block, Block::InterfaceStatistics(_)),
+            "{} goes on behind its statistics: {block:?}",
+            file.display()
+        );
+        match block {
+            Block::InterfaceDescription(interface) => {
+                let name = interface.options.iter().find_map(|option| match option {
+                    InterfaceDescriptionOption::IfName(name) => Some(name.to_string()),
+                    _ => None,
+                });
+                let sum = Sum {
+                    name: name.expect("an interface has a name"),
+                    frames: 0,
+                    received: 0,
+                    accepted: 0,
+                    dropped: 0,
+                    written: 0,
+                };
+                found.push((sum, 0));
+            }
+            Block::EnhancedPacket(packet) => found[packet.interface_id as usize].0.frames += 1,
+            Block::InterfaceStatistics(statistics) => {
+                ended = true;
+                let (sum, times) = &mut found[statistics.interface_id as usize];
+                *times += 1;
+                for option in &statistics.options {
+                    match option {
+                        InterfaceStatisticsOption::IsbIfRecv(count) => sum.received = *count,
+                        InterfaceStatisticsOption::IsbFilterAccept(count) => sum.accepted = *count,
+                        InterfaceStatisticsOption::IsbIfDrop(count) => sum.dropped = *count,
+                        InterfaceStatisticsOption::IsbUsrDeliv(count) => sum.written = *count,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    for (sum, times) in &found {
+        assert_eq!(*times, 1, "{}: statistics of {}", file.display(), sum.name);
+    }
+    found.into_iter().map(|(sum, _)| sum).collect()
+}

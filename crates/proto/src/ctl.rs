@@ -130,6 +130,9 @@ pub struct CaptureSpec {
     /// Whether dropped frames are captured.
     #[serde(default)]
     pub drops: Drops,
+    /// Statistics in the course of the capture too, not only at its end: for whoever makes several files of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sums: bool,
 }
 
 /// An instruction of classic BPF: `[code, jt, jf, k]`.

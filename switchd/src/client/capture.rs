@@ -14,11 +14,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use proto::DomainName;
 use proto::ctl::{CaptureSpec, Captured, Drops, FilterInstruction, Reply, Request};
 
-use super::Connection;
 use super::convert::{Consumer, Pcap, Stream};
 use super::rotate::Files;
 use super::talkers::Talkers;
 use super::text::Text;
+use super::{Connection, lab};
 use crate::cli::{CaptureArguments, Selection, VdumpArguments};
 
 pub(super) fn run(mut connection: Connection, arguments: CaptureArguments) -> anyhow::Result<()> {
@@ -29,7 +29,13 @@ pub(super) fn run(mut connection: Connection, arguments: CaptureArguments) -> an
         rotate,
     } = arguments;
     let path = write.as_deref().filter(|path| *path != Path::new("-"));
-    let spec = spec(&selection)?;
+    let spec = CaptureSpec {
+        // Of each file, not of the last one only.
+        sums: rotate.is_wanted(),
+        ..spec(&selection)?
+    };
+    // Before a file is made: one of that name may be all there is of an earlier capture.
+    check(&mut connection, &spec)?;
     let files = match path {
         Some(path) if rotate.is_wanted() => Some(Files::new(path, rotate, pcap)?),
         None if rotate.is_wanted() => {
@@ -44,7 +50,8 @@ pub(super) fn run(mut connection: Connection, arguments: CaptureArguments) -> an
         Some(files) => session.convert(&mut connection, spec, &banner, Box::new(files))?,
         None if pcap => {
             let file = File::from(open(path)?);
-            session.convert(&mut connection, spec, &banner, Box::new(Pcap::new(file)?))?
+            let name = path.map_or_else(|| "standard output".to_owned(), |path| path.display().to_string());
+            session.convert(&mut connection, spec, &banner, Box::new(Pcap::new(file, name)?))?
         }
         None => session.direct(&mut connection, spec, &banner, open(path)?)?,
     };
@@ -90,6 +97,7 @@ pub(super) fn spec(selection: &Selection) -> anyhow::Result<CaptureSpec> {
     let Selection {
         domains,
         all,
+        labs,
         ports,
         filter,
         snap,
@@ -97,9 +105,9 @@ pub(super) fn spec(selection: &Selection) -> anyhow::Result<CaptureSpec> {
         drops,
         ..
     } = selection;
-    if *all != domains.is_empty() {
+    if *all != (domains.is_empty() && labs.is_empty()) {
         bail!(
-            "{}\nhint: name domains, or give --all",
+            "{}\nhint: name domains or a lab, or give --all",
             if *all {
                 "domains cannot be named together with --all"
             } else {
@@ -107,16 +115,35 @@ pub(super) fn spec(selection: &Selection) -> anyhow::Result<CaptureSpec> {
             }
         );
     }
+    let mut domains = domains.clone();
+    for lab in labs {
+        domains.extend(lab::domains(lab)?);
+    }
+    domains.sort();
+    domains.dedup();
     let filter_text = filter.clone().unwrap_or_default();
     Ok(CaptureSpec {
-        domains: domains.clone(),
+        domains,
         ports: ports.clone(),
         snap_len_bytes: *snap,
         filter: compile(&filter_text)?,
         filter_text,
         count: *count,
         drops: drops.unwrap_or(Drops::No),
+        sums: false,
     })
+}
+
+/// Finds out whether there is what is to be captured.
+fn check(connection: &mut Connection, spec: &CaptureSpec) -> anyhow::Result<()> {
+    for domain in &spec.domains {
+        let domain = domain.clone();
+        connection.ask(&Request::DomainShow { domain })?;
+    }
+    match connection.ask(&Request::DomainLs)? {
+        Reply::Domains(rows) if rows.is_empty() => bail!("there is no domain to capture"),
+        _ => Ok(()),
+    }
 }
 
 /// Compiles a filter.
@@ -247,7 +274,8 @@ impl Session {
                 connection.tell(&Request::CaptureStop)?;
             }
         }
-        let result = captured(connection.reply()?);
+        // Of a daemon that has died there is a file to be ended all the same.
+        let result = connection.reply().and_then(captured);
         match consumer.finish() {
             Err(error) if is_broken_pipe(&error) => Ok(None),
             Err(error) => Err(error),

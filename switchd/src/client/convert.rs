@@ -1,12 +1,13 @@
 //! A capture on its way through a client: read from the daemon's pipe block by block, made into something else.
 
 use std::fs::File;
-use std::io::{BufWriter, PipeReader, Read, Write};
+use std::io::{PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+use super::output::Output;
 use crate::pcapng::{self, Block};
 
 /// Makes something of a capture.
@@ -94,7 +95,7 @@ impl AsFd for Stream {
 
 /// Makes a classic pcap file, with times in nanoseconds.
 pub(super) struct Pcap {
-    file: BufWriter<File>,
+    output: Output,
 }
 
 /// `pcap-savefile(5)`: nanoseconds, version 2.4, no frame longer than 256 KiB, Ethernet.
@@ -107,19 +108,20 @@ const PCAP_VERSION: u32 = u32::from_ne_bytes(if cfg!(target_endian = "little") {
 const PCAP_HEADER: [u32; 6] = [PCAP_MAGIC, PCAP_VERSION, 0, 0, 262_144, 1];
 
 impl Pcap {
-    pub(super) fn new(file: File) -> anyhow::Result<Self> {
+    /// `name` is what messages call the file.
+    pub(super) fn new(file: File, name: String) -> anyhow::Result<Self> {
         let mut pcap = Self {
-            file: BufWriter::with_capacity(READ_BYTES, file),
+            output: Output::new(file, name, record),
         };
-        pcap.words(&PCAP_HEADER)?;
+        pcap.words(&PCAP_HEADER);
         pcap.flush()?;
         Ok(pcap)
     }
 
-    fn words(&mut self, words: &[u32]) -> std::io::Result<()> {
-        words
-            .iter()
-            .try_for_each(|word| self.file.write_all(&word.to_ne_bytes()))
+    fn words(&mut self, words: &[u32]) {
+        for word in words {
+            self.output.push(&word.to_ne_bytes());
+        }
     }
 
     /// Bytes that a block takes in such a file.
@@ -138,17 +140,25 @@ impl Consumer for Pcap {
             let (time, frame) = (block.time(), block.frame());
             let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
             let kept = u32::try_from(frame.len()).unwrap_or(u32::MAX);
-            self.words(&[seconds, time.subsec_nanos(), kept, block.wire_len()])?;
-            self.file.write_all(frame)?;
+            self.words(&[seconds, time.subsec_nanos(), kept, block.wire_len()]);
+            self.output.push(frame);
+            self.output.end_record()?;
         }
         Ok(())
     }
 
     fn flush(&mut self) -> anyhow::Result<()> {
-        Ok(self.file.flush()?)
+        self.output.flush()
     }
 
     fn output(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.file.get_ref().as_fd())
+        Some(self.output.as_fd())
     }
+}
+
+/// The length of the first record of a pcap file, behind the file's header.
+fn record(bytes: &[u8]) -> Option<usize> {
+    let kept = bytes.get(8..12)?.first_chunk().copied().map(u32::from_ne_bytes)?;
+    let length = 16 + kept as usize;
+    (length <= bytes.len()).then_some(length)
 }

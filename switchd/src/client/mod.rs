@@ -2,6 +2,8 @@
 
 mod capture;
 mod convert;
+mod lab;
+mod output;
 mod record;
 mod replay;
 mod report;

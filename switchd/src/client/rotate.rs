@@ -1,8 +1,7 @@
 //! A capture in several files, each whole in itself: the next begins when one is full or its time is over.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,11 +9,10 @@ use anyhow::{Context, bail};
 
 use super::capture::create;
 use super::convert::{Consumer, Pcap};
+use super::output::Output;
 use crate::cli::Rotate;
-use crate::pcapng::{self, Block};
-
-/// Bytes collected before they are written.
-const BUFFER_BYTES: usize = 256 * 1024;
+use crate::datapath::capture::now;
+use crate::pcapng::{self, Block, Tally};
 
 /// The files of one capture: `a.pcapng` becomes `a_00001.pcapng`, `a_00002.pcapng` and so on.
 pub(super) struct Files {
@@ -28,11 +26,43 @@ pub(super) struct Files {
     frames: u64,
     /// Section header and interfaces: every file begins with them.
     prelude: Vec<u8>,
+    /// What the interfaces have seen, and how much of that the files before this one account for.
+    sums: Vec<Sum>,
     kept: VecDeque<PathBuf>,
 }
 
+/// One interface.
+#[derive(Default)]
+struct Sum {
+    /// What the daemon has told of the whole capture.
+    seen: Tally,
+    /// The part of it that earlier files have.
+    told: Tally,
+    /// Frames of it in this file.
+    frames: u64,
+}
+
+impl Sum {
+    /// Its part in this file: what was written, and what was rejected or lost meanwhile. All files together have what
+    /// the whole capture has.
+    fn next(&mut self) -> Tally {
+        let rejected = |tally: &Tally| tally.received.saturating_sub(tally.accepted);
+        let dropped = self.seen.dropped.saturating_sub(self.told.dropped);
+        let written = std::mem::take(&mut self.frames);
+        let accepted = written + dropped;
+        let received = accepted + rejected(&self.seen).saturating_sub(rejected(&self.told));
+        self.told = self.seen;
+        Tally {
+            received,
+            accepted,
+            dropped,
+            written,
+        }
+    }
+}
+
 enum Current {
-    PcapNg(BufWriter<File>),
+    PcapNg(Output),
     Pcap(Pcap),
 }
 
@@ -52,6 +82,7 @@ impl Files {
             bytes: 0,
             frames: 0,
             prelude: Vec::new(),
+            sums: Vec::new(),
             kept: VecDeque::from([path]),
         })
     }
@@ -60,7 +91,7 @@ impl Files {
         let full = self
             .limits
             .rotate_size
-            .is_some_and(|size| self.bytes + more > size);
+            .is_some_and(|size| self.bytes + more + self.sums_bytes() > size);
         // A file holds at least a frame, however small it is to be.
         self.frames > 0 && (full || self.is_late())
     }
@@ -71,9 +102,26 @@ impl Files {
             .is_some_and(|time| self.began.elapsed() >= time)
     }
 
+    fn sums_bytes(&self) -> u64 {
+        match self.current {
+            Current::PcapNg(_) => (self.sums.len() * pcapng::STATISTICS_BYTES) as u64,
+            Current::Pcap(_) => 0,
+        }
+    }
+
+    /// Ends the file.
+    fn close(&mut self) -> anyhow::Result<()> {
+        let mut blocks = Vec::new();
+        for (interface, sum) in (0..).zip(&mut self.sums) {
+            pcapng::statistics(&mut blocks, interface, now(), &sum.next());
+        }
+        self.write(&blocks)?;
+        self.flush()
+    }
+
     /// Ends the file and begins the next.
     fn next(&mut self) -> anyhow::Result<()> {
-        self.flush()?;
+        self.close()?;
         self.number += 1;
         let path = numbered(&self.base, self.number);
         self.current = Current::new(&path, self.pcap)?;
@@ -95,12 +143,12 @@ impl Files {
         Ok(())
     }
 
+    /// Writes whole blocks.
     fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
-        if let Current::PcapNg(file) = &mut self.current {
+        if let Current::PcapNg(output) = &mut self.current {
             self.bytes += bytes.len() as u64;
-            let written = file.write_all(bytes);
-            written
-                .with_context(|| format!("cannot write {}", numbered(&self.base, self.number).display()))?;
+            output.push(bytes);
+            output.end_record()?;
         }
         Ok(())
     }
@@ -109,19 +157,32 @@ impl Files {
 impl Current {
     fn new(path: &Path, pcap: bool) -> anyhow::Result<Self> {
         let file = create(path)?;
+        let name = path.display().to_string();
         Ok(if pcap {
-            Self::Pcap(Pcap::new(file)?)
+            Self::Pcap(Pcap::new(file, name)?)
         } else {
-            Self::PcapNg(BufWriter::with_capacity(BUFFER_BYTES, file))
+            Self::PcapNg(Output::new(file, name, block_bytes))
         })
     }
 }
 
 impl Consumer for Files {
     fn block(&mut self, block: &Block<'_>) -> anyhow::Result<()> {
-        if matches!(block.kind, pcapng::SECTION | pcapng::INTERFACE) {
-            self.prelude.extend_from_slice(block.bytes);
-            return self.write(block.bytes);
+        match block.kind {
+            pcapng::SECTION | pcapng::INTERFACE => {
+                if block.kind == pcapng::INTERFACE {
+                    self.sums.push(Sum::default());
+                }
+                self.prelude.extend_from_slice(block.bytes);
+                return self.write(block.bytes);
+            }
+            pcapng::STATISTICS => {
+                if let Some(sum) = self.sums.get_mut(block.interface() as usize) {
+                    sum.seen = block.tally();
+                }
+                return Ok(());
+            }
+            _ => {}
         }
         let room = match &self.current {
             Current::PcapNg(_) => block.bytes.len(),
@@ -132,6 +193,9 @@ impl Consumer for Files {
                 self.next()?;
             }
             self.frames += 1;
+            if let Some(sum) = self.sums.get_mut(block.interface() as usize) {
+                sum.frames += 1;
+            }
         }
         match &mut self.current {
             Current::PcapNg(_) => self.write(block.bytes),
@@ -143,11 +207,10 @@ impl Consumer for Files {
     }
 
     fn flush(&mut self) -> anyhow::Result<()> {
-        let flushed = match &mut self.current {
-            Current::PcapNg(file) => file.flush().map_err(anyhow::Error::from),
+        match &mut self.current {
+            Current::PcapNg(output) => output.flush(),
             Current::Pcap(pcap) => pcap.flush(),
-        };
-        flushed.with_context(|| format!("cannot write {}", numbered(&self.base, self.number).display()))
+        }
     }
 
     fn interval(&self) -> Option<Duration> {
@@ -163,10 +226,15 @@ impl Consumer for Files {
     }
 
     fn finish(&mut self) -> anyhow::Result<()> {
-        self.flush()?;
+        self.close()?;
         eprintln!("{} files written, {} kept", self.number, self.kept.len());
         Ok(())
     }
+}
+
+/// The length of the first block.
+fn block_bytes(bytes: &[u8]) -> Option<usize> {
+    pcapng::split(bytes).map(|(block, _)| block.bytes.len())
 }
 
 /// The name of one of the files.
@@ -182,6 +250,28 @@ fn numbered(base: &Path, number: u64) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_files_together_have_what_the_capture_has() {
+        let tally = |received, accepted, dropped, written| Tally {
+            received,
+            accepted,
+            dropped,
+            written,
+        };
+        let mut sum = Sum {
+            seen: tally(10, 7, 2, 5),
+            told: Tally::default(),
+            frames: 4,
+        };
+        assert_eq!(sum.next(), tally(9, 6, 2, 4));
+        // Nothing was told meanwhile.
+        sum.frames = 1;
+        assert_eq!(sum.next(), tally(1, 1, 0, 1));
+        sum.seen = tally(20, 12, 3, 9);
+        sum.frames = 4;
+        assert_eq!(sum.next(), tally(10, 5, 1, 4));
+    }
 
     #[test]
     fn files_are_numbered_before_their_ending() {

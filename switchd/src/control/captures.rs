@@ -41,14 +41,31 @@ impl Capture {
         let wanted = Arc::new(wanted(spec)?);
         let feed = next_feed();
         let (feeds, drain) = feeds(feed, &names, &wanted);
-        let abandoned = Arc::<AtomicBool>::default();
+        // Before the thread: it may have its count, and remove them, at once.
+        for (domain, feed) in domains.iter().zip(feeds) {
+            registry.add_capture(domain, feed);
+        }
+        let (done, result) = oneshot::channel();
+        registry.capture_came();
+        let capture = Self {
+            registry: Arc::clone(registry),
+            domains,
+            feed,
+            abandoned: Arc::default(),
+            result,
+        };
+        let (watched, ended) = (Arc::downgrade(registry), capture.domains.clone());
         let recorder = Recorder {
             drain,
             file: File::from(file),
             limit: spec.count,
-            abandoned: Arc::clone(&abandoned),
+            stop: Box::new(move || {
+                if let Some(registry) = watched.upgrade() {
+                    remove(&registry, &ended, feed);
+                }
+            }),
+            abandoned: Arc::clone(&capture.abandoned),
         };
-        let (done, result) = oneshot::channel();
         std::thread::Builder::new()
             .name("capture".to_owned())
             .spawn(move || {
@@ -58,23 +75,12 @@ impl Capture {
                 drop(done.send(recorder.run()));
             })
             .map_err(|error| failed(format!("cannot start the capture: {error}")))?;
-        for (domain, feed) in domains.iter().zip(feeds) {
-            registry.add_capture(domain, feed);
-        }
-        Ok(Self {
-            registry: Arc::clone(registry),
-            domains,
-            feed,
-            abandoned,
-            result,
-        })
+        Ok(capture)
     }
 
     /// Takes no further frames; what is on its way is still written.
     pub(crate) fn stop(&self) {
-        for domain in &self.domains {
-            self.registry.remove_capture(domain, self.feed);
-        }
+        remove(&self.registry, &self.domains, self.feed);
     }
 
     /// Waits until all of it is written: it was stopped, has its count, cannot be written, or its domains are gone.
@@ -94,6 +100,13 @@ impl Drop for Capture {
     fn drop(&mut self) {
         self.abandoned.store(true, Ordering::Relaxed);
         self.stop();
+        self.registry.capture_went();
+    }
+}
+
+fn remove(registry: &Registry, domains: &[Arc<Domain>], feed: FeedId) {
+    for domain in domains {
+        registry.remove_capture(domain, feed);
     }
 }
 
@@ -144,5 +157,6 @@ pub(crate) fn wanted(spec: &CaptureSpec) -> Result<Wanted, Error> {
         ports: spec.ports.iter().copied().map(PortId).collect(),
         filter,
         filter_text: spec.filter_text.clone(),
+        sums: spec.sums,
     })
 }

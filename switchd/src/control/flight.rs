@@ -60,6 +60,7 @@ impl Flights {
             ports: Vec::new(),
             filter: None,
             filter_text: String::new(),
+            sums: false,
         };
         let feed = next_feed();
         let (feeds, drain) = feeds(feed, &[spec.domain.to_string()], &Arc::new(wanted));

@@ -14,7 +14,7 @@ use proto::ctl::Captured;
 
 use super::sink::Sink;
 use crate::datapath::capture::{Drain, Next, now};
-use crate::pcapng;
+use crate::pcapng::{self, Tally};
 
 /// Time from a frame's stamp to its arrival here, at most: that of a batch, and of a thread that had to wait for a
 /// processor in between. A frame that comes later still is given the time of the one before it.
@@ -32,6 +32,8 @@ pub(crate) struct Recorder {
     pub(crate) file: File,
     /// Frames after which the capture ends.
     pub(crate) limit: Option<u64>,
+    /// Ends the feeds, once the limit is reached.
+    pub(crate) stop: Box<dyn Fn() + Send>,
     /// Nobody waits for the end of the file any more.
     pub(crate) abandoned: Arc<AtomicBool>,
 }
@@ -55,14 +57,27 @@ struct Source {
     interfaces: Vec<u32>,
 }
 
+/// Waits for chunks and writes none of them.
+fn outlast(drain: &Drain) {
+    loop {
+        match drain.next(PATIENCE) {
+            Next::Chunk(source, chunk) => drain.give_back(source, chunk),
+            Next::Late => {}
+            Next::End => return,
+        }
+    }
+}
+
 /// The work in hand.
 struct Work {
     drain: Drain,
     sink: Sink,
     sources: Vec<Source>,
-    interfaces: u32,
+    /// Frames written of each interface of the file.
+    interfaces: Vec<u64>,
     written: u64,
     limit: Option<u64>,
+    stop: Box<dyn Fn() + Send>,
     merged: Vec<u8>,
     last: Duration,
 }
@@ -77,21 +92,23 @@ impl Recorder {
             drain,
             file,
             limit,
+            stop,
             abandoned,
         } = self;
         let mut work = Work {
             sources: (0..drain.sources()).map(|_| Source::default()).collect(),
             drain,
             sink: Sink::new(file, abandoned),
-            interfaces: 0,
+            interfaces: Vec::new(),
             written: 0,
             limit,
+            stop,
             merged: Vec::new(),
             last: Duration::ZERO,
         };
         let result = work.run();
         result.map_err(|source| Broken {
-            frames: work.written,
+            frames: work.written - work.sink.unwritten(),
             source,
         })
     }
@@ -138,17 +155,28 @@ impl Work {
         let mut rest = chunk;
         while let Some((block, next)) = pcapng::split(rest) {
             match block.kind {
-                pcapng::INTERFACE => {
-                    self.sources[source].interfaces.push(self.interfaces);
-                    self.interfaces += 1;
-                }
+                pcapng::INTERFACE => self.announce(source),
                 pcapng::PACKET if self.is_full() => break,
-                pcapng::PACKET => self.written += 1,
+                pcapng::PACKET => self.count(block.interface()),
                 _ => {}
             }
             rest = next;
         }
         chunk.len() - rest.len()
+    }
+
+    /// A block describes the next interface of the file.
+    fn announce(&mut self, source: usize) {
+        let number = u32::try_from(self.interfaces.len()).unwrap_or(u32::MAX);
+        self.sources[source].interfaces.push(number);
+        self.interfaces.push(0);
+    }
+
+    fn count(&mut self, interface: u32) {
+        self.written += 1;
+        if let Some(frames) = self.interfaces.get_mut(interface as usize) {
+            *frames += 1;
+        }
     }
 
     /// Writes the waiting frames of all domains, in order, up to a time.
@@ -181,15 +209,15 @@ impl Work {
         };
         let start = self.merged.len();
         self.merged.extend_from_slice(block.bytes);
-        if block.kind == pcapng::INTERFACE {
-            source.interfaces.push(self.interfaces);
-            self.interfaces += 1;
-        } else {
-            let interface = source.interfaces.get(block.interface() as usize).copied();
-            pcapng::set_interface(&mut self.merged, start, interface.unwrap_or(0));
+        let kind = block.kind;
+        let interface = source.interfaces.get(block.interface() as usize).copied();
+        let interface = interface.unwrap_or(0);
+        if kind != pcapng::INTERFACE {
+            pcapng::set_interface(&mut self.merged, start, interface);
+        }
+        if kind == pcapng::PACKET {
             self.last = self.last.max(block.time());
             pcapng::set_time(&mut self.merged, start, self.last);
-            self.written += 1;
         }
         source.at = chunk.len() - rest.len();
         if rest.is_empty()
@@ -198,14 +226,26 @@ impl Work {
             source.at = 0;
             self.drain.give_back(index, chunk);
         }
+        match kind {
+            pcapng::INTERFACE => self.announce(index),
+            pcapng::PACKET => self.count(interface),
+            _ => {}
+        }
     }
 
     /// Writes what the feeds have left behind, and the sums.
     fn finish(&mut self, single: bool) -> io::Result<Captured> {
+        if self.is_full() {
+            // What comes behind the last frame is not written, but the sums are those of all that was seen.
+            (self.stop)();
+            outlast(&self.drain);
+        }
         let mut tallies = Vec::new();
         for source in 0..self.sources.len() {
             let report = self.drain.report(source);
-            if single {
+            if self.is_full() {
+                // As above.
+            } else if single {
                 let end = self.walk(source, &report.rest);
                 self.sink.write(&report.rest[..end])?;
             } else if !report.rest.is_empty() {
@@ -219,11 +259,9 @@ impl Work {
         let mut sums = Vec::new();
         for (source, tallies) in self.sources.iter().zip(tallies) {
             for (number, &interface) in source.interfaces.iter().enumerate() {
-                // At its limit a capture ends before its feeds: their sums would be of another time.
-                if self.limit.is_none() {
-                    let tally = tallies.get(number).copied().unwrap_or_default();
-                    sums.push((interface, tally));
-                }
+                let tally = tallies.get(number).copied().unwrap_or_default();
+                let written = self.interfaces[interface as usize];
+                sums.push((interface, Tally { written, ..tally }));
             }
         }
         sums.sort_by_key(|&(interface, _)| interface);

@@ -47,7 +47,7 @@ pub(crate) struct Registry {
     state: Mutex<State>,
     /// What is kept of the domains.
     pub(crate) flights: Flights,
-    /// Told whenever a domain, a port or a holder has gone.
+    /// Told whenever a domain, a port, a holder or a capture has gone.
     pub(crate) departed: Notify,
 }
 
@@ -57,6 +57,7 @@ struct State {
     next: u64,
     refused: BTreeMap<&'static str, u64>,
     connections: usize,
+    captures: usize,
 }
 
 impl Registry {
@@ -349,6 +350,22 @@ impl Registry {
     pub(crate) fn client_went(&self) {
         self.state().connections -= 1;
         self.departed.notify_waiters();
+    }
+
+    /// A client captures.
+    pub(crate) fn capture_came(&self) {
+        self.state().captures += 1;
+    }
+
+    /// A capture has ended, and its client has been told.
+    pub(crate) fn capture_went(&self) {
+        self.state().captures -= 1;
+        self.departed.notify_waiters();
+    }
+
+    /// True while a client captures, or has not heard yet how that ended.
+    pub(crate) fn is_capturing(&self) -> bool {
+        self.state().captures > 0
     }
 
     /// True with no domain and no client.

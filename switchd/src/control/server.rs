@@ -78,7 +78,12 @@ impl Client {
     async fn converse(&mut self) -> io::Result<()> {
         while let Some(line) = self.next_line().await? {
             let reply = match serde_json::from_slice(&line) {
-                Ok(Request::CaptureStop) => self.stop_capture().await,
+                Ok(Request::CaptureStop) => {
+                    let reply = self.stop_capture().await;
+                    self.send(&reply).await?;
+                    self.capture = None;
+                    continue;
+                }
                 Ok(request) => self.carry_out(request).await.unwrap_or_else(Reply::Error),
                 Err(error) => Reply::Error(invalid(format!("cannot read the request: {error}"))),
             };
@@ -105,7 +110,10 @@ impl Client {
                         return Ok(None);
                     }
                 }
-                reply = ended(&mut self.capture) => self.send(&reply).await?,
+                reply = ended(&mut self.capture) => {
+                    self.send(&reply).await?;
+                    self.capture = None;
+                }
             }
         }
     }
@@ -266,14 +274,13 @@ impl Client {
     }
 }
 
-/// Waits for the end of the capture, asked for or not, and says how it went. Without a capture, waits for ever.
+/// Waits for the end of the capture, asked for or not, and says how it went. Without a capture, waits for ever. The
+/// capture is to be dropped once its client has been told.
 async fn ended(capture: &mut Option<Capture>) -> Reply {
     let Some(running) = capture.as_mut() else {
         return std::future::pending().await;
     };
-    let result = running.ended().await;
-    *capture = None;
-    result.map_or_else(Reply::Error, Reply::Captured)
+    running.ended().await.map_or_else(Reply::Error, Reply::Captured)
 }
 
 /// Reads what has arrived, and the descriptors that came with it.

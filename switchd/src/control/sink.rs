@@ -20,6 +20,7 @@ pub(crate) struct Sink {
     file: File,
     regular: bool,
     abandoned: Arc<AtomicBool>,
+    unwritten: u64,
 }
 
 impl Sink {
@@ -40,7 +41,13 @@ impl Sink {
             file,
             regular,
             abandoned,
+            unwritten: 0,
         }
+    }
+
+    /// Frames that a failed write has left out.
+    pub(crate) fn unwritten(&self) -> u64 {
+        self.unwritten
     }
 
     /// Writes blocks. If that fails half-way into a file, the file is cut back to its last whole block.
@@ -51,14 +58,28 @@ impl Sink {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait()?,
-                Err(error) => {
-                    self.cut_back(blocks, done);
-                    return Err(error);
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => match self.wait() {
+                    Ok(()) => {}
+                    Err(error) => return Err(self.failed(blocks, done, error)),
+                },
+                Err(error) => return Err(self.failed(blocks, done, error)),
             }
         }
         Ok(())
+    }
+
+    /// Leaves whole blocks behind, and counts the others.
+    fn failed(&mut self, blocks: &[u8], done: usize, error: io::Error) -> io::Error {
+        self.cut_back(blocks, done);
+        let mut at = 0;
+        while let Some((block, rest)) = pcapng::split(&blocks[at..]) {
+            let end = blocks.len() - rest.len();
+            if end > done && block.kind == pcapng::PACKET {
+                self.unwritten += 1;
+            }
+            at = end;
+        }
+        error
     }
 
     /// Waits for the reader, but not for one that nobody waits for any more.

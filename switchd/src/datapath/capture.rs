@@ -61,6 +61,8 @@ pub(crate) struct Wanted {
     pub(crate) filter: Option<Filter>,
     /// The filter in words.
     pub(crate) filter_text: String,
+    /// Statistics go with every chunk.
+    pub(crate) sums: bool,
 }
 
 impl Wanted {
@@ -84,6 +86,8 @@ pub(crate) struct Feed {
     /// The interface of each port, and the serial number of the port it was announced for.
     interfaces: Vec<(u64, u32)>,
     tallies: Vec<Tally>,
+    /// The statistics that went with the last chunk.
+    told: Vec<Tally>,
     /// Why frames of the batch in hand were dropped; kept so that its memory is.
     reasons: Vec<(DropReason, FrameSet)>,
     last: Duration,
@@ -137,6 +141,7 @@ pub(crate) fn feeds(id: FeedId, domains: &[String], wanted: &Arc<Wanted>) -> (Ve
             shared,
             interfaces: Vec::new(),
             tallies: Vec::new(),
+            told: Vec::new(),
             reasons: Vec::new(),
             last: Duration::ZERO,
         });
@@ -298,14 +303,35 @@ impl Feed {
 
     /// Makes sure that so many bytes fit into the chunk; false if the recorder is too far behind.
     fn make_room(&mut self, bytes: usize) -> bool {
-        if self.chunk.capacity() > 0 && self.chunk.len() + bytes > CHUNK_BYTES {
+        let room = CHUNK_BYTES - self.sums_bytes();
+        if self.chunk.capacity() > 0 && self.chunk.len() + bytes > room {
             self.swap();
         }
         if self.chunk.capacity() == 0 {
             let Some(chunk) = self.another() else { return false };
             self.chunk = chunk;
         }
-        self.chunk.len() + bytes <= CHUNK_BYTES
+        self.chunk.len() + bytes <= room
+    }
+
+    /// Room that is kept for statistics; with very many ports a chunk grows instead.
+    fn sums_bytes(&self) -> usize {
+        if self.wanted.sums {
+            (self.tallies.len() * pcapng::STATISTICS_BYTES).min(CHUNK_BYTES / 2)
+        } else {
+            0
+        }
+    }
+
+    /// Adds what has changed since the last chunk.
+    fn sum_up(&mut self) {
+        self.told.resize(self.tallies.len(), Tally::default());
+        for (interface, (tally, told)) in (0..).zip(self.tallies.iter().zip(&mut self.told)) {
+            if tally != told {
+                pcapng::statistics(&mut self.chunk, interface, self.last, tally);
+                *told = *tally;
+            }
+        }
     }
 
     /// Hands the chunk over if the recorder has nothing to do. True if something is left to be handed over.
@@ -327,6 +353,9 @@ impl Feed {
     /// Hands the chunk over, if there is another to go on with.
     fn swap(&mut self) {
         if let Some(next) = self.another() {
+            if self.wanted.sums {
+                self.sum_up();
+            }
             let chunk = std::mem::replace(&mut self.chunk, next);
             self.send(chunk);
         }
@@ -447,6 +476,7 @@ mod tests {
             ports: Vec::new(),
             filter,
             filter_text: String::new(),
+            sums: false,
         };
         let (mut feeds, drain) = feeds(FeedId(1), &["A".to_owned()], &Arc::new(wanted));
         (feeds.pop().unwrap(), drain)

@@ -149,6 +149,10 @@ impl Domain {
                     context.unsent |= feed.lost(batch, frames, reason, egress, &self.ports);
                 }
             }
+            if let Some(port) = self.port_mut(egress) {
+                // Its memory serves again.
+                port.faults = faults;
+            }
         }
         tx
     }

@@ -316,7 +316,16 @@ impl Port {
                 }
                 origins[finished.len()] = rest;
             }
-            match self.send_all(&finished) {
+            let known = self.faults.len();
+            let sent = self.send_all(&finished);
+            for (frames, _) in &mut self.faults[known..] {
+                // A capture has the frame as it came in.
+                if let Some(index) = frames.iter().next() {
+                    let left = origins[index].frames;
+                    *frames = left.without(left.skip(1));
+                }
+            }
+            match sent {
                 (_, None) => {}
                 (sent, Some(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     tx = Tx::Full(origins[sent]);
@@ -346,8 +355,11 @@ impl Port {
                     return (batch.len() - frames.len(), Some(error));
                 }
                 Err(error) => {
-                    self.counters.drops.add(frame_fault(&error), 1);
-                    frames = frames.skip(1);
+                    let rest = frames.skip(1);
+                    let reason = frame_fault(&error);
+                    self.counters.drops.add(reason, 1);
+                    self.faults.push((frames.without(rest), reason));
+                    frames = rest;
                 }
             }
         }
