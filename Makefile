@@ -41,7 +41,7 @@ bench: setup
 
 # The domains become interfaces of Wireshark and tshark.
 install-extcap: release
-	install -D -m 755 target/release/switchd "$(DESTDIR)$(EXTCAP_DIR)/hubbub-extcap"
+	install -D -m 755 $(BUILT)/switchd "$(DESTDIR)$(EXTCAP_DIR)/hubbub-extcap"
 
 # Programs, their names, manual pages and completions. What was installed, and which directories were made for it, is
 # written down for `make uninstall`. TUNCTL=yes gives tapctl that name as well.
