@@ -13,6 +13,9 @@ use super::port::{Buffers, Parcel};
 use super::vhost::SLAB_BYTES;
 use super::{Command, DomainId};
 
+#[cfg(test)]
+mod allocations;
+
 /// The token of the wake-up descriptor; a port's has a domain's slot in its upper half, which is never all ones.
 pub(super) const WAKE: u64 = u64::MAX;
 
@@ -105,32 +108,33 @@ impl Worker {
     }
 
     pub(super) fn run(mut self) {
-        loop {
-            if let Err(error) = self.wait() {
-                tracing::error!("cannot wait for frames: {error}");
-                return;
-            }
-            self.context.now = Instant::now();
-            let commands = self.take_events();
-            if self.context.unsent && self.context.ready.is_empty() {
-                self.flush_captures();
-            }
-            // One batch for each port that has something; what arrives meanwhile has its turn in the next round.
-            for _ in 0..self.context.ready.len() {
-                let Some((slot, ingress)) = self.context.ready.pop_front() else {
-                    break;
-                };
-                if let Some(domain) = domain(&mut self.domains, slot) {
-                    domain.burst(ingress, &mut self.context);
-                }
-            }
-            self.check_full();
-            self.bury_dead();
-            self.sweep();
-            if commands && !self.take_commands() {
-                return;
+        while self.round() {}
+    }
+
+    /// Waits, and does all there is to do; false if the worker is to stop.
+    fn round(&mut self) -> bool {
+        if let Err(error) = self.wait() {
+            tracing::error!("cannot wait for frames: {error}");
+            return false;
+        }
+        self.context.now = Instant::now();
+        let commands = self.take_events();
+        if self.context.unsent && self.context.ready.is_empty() {
+            self.flush_captures();
+        }
+        // One batch for each port that has something; what arrives meanwhile has its turn in the next round.
+        for _ in 0..self.context.ready.len() {
+            let Some((slot, ingress)) = self.context.ready.pop_front() else {
+                break;
+            };
+            if let Some(domain) = domain(&mut self.domains, slot) {
+                domain.burst(ingress, &mut self.context);
             }
         }
+        self.check_full();
+        self.bury_dead();
+        self.sweep();
+        !commands || self.take_commands()
     }
 
     /// Waits for something to do. While senders are held back for a full port, a receiver that is reading makes room

@@ -1,0 +1,188 @@
+//! Proof that forwarding allocates nothing once it is under way, without a capture and with one: the rounds of a real
+//! worker between real sockets, under an allocator that counts what this thread does.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+use allocation_counter::measure;
+use fabric::{Filter, Instruction, Mode, Settings};
+use netio::poll::Poller;
+use socket2::{Domain as Family, Socket, Type};
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::datapath::capture::{Drain, FeedId, Next, Wanted, Which, feeds};
+use crate::datapath::port::{Identity, Link};
+use crate::datapath::{NewPort, bess};
+
+const DOMAIN: DomainId = DomainId(1);
+
+/// Frames of a batch, and batches of a measurement.
+const FRAMES: usize = 32;
+const BATCHES: usize = 200;
+
+/// A worker with one domain, and the guests' ends of its three ports.
+struct Bench {
+    worker: Worker,
+    guests: Vec<Socket>,
+    /// Dropped, they would tell of ports that have gone.
+    _alive: Vec<oneshot::Receiver<std::convert::Infallible>>,
+}
+
+impl Bench {
+    fn new(mode: Mode) -> Self {
+        let (_, inbox) = channel();
+        let mut worker = Worker::new(Poller::new().unwrap(), inbox, Duration::ZERO);
+        let settings = Settings {
+            mode,
+            ..Settings::default()
+        };
+        worker.obey(Command::AddDomain(DOMAIN, settings));
+        let (mut guests, mut alive) = (Vec::new(), Vec::new());
+        for id in 1..=3 {
+            let (ours, theirs) = Socket::pair(Family::UNIX, Type::SEQPACKET, None).unwrap();
+            ours.set_nonblocking(true).unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            let (guard, watch) = oneshot::channel();
+            let port = NewPort {
+                id: PortId(id),
+                link: Link::Bess(bess::Link::new(OwnedFd::from(ours))),
+                identity: Identity::now(format!("pc{id}:eth0"), None),
+                alive: guard,
+            };
+            let (done, mut attached) = oneshot::channel();
+            worker.obey(Command::Attach(DOMAIN, Box::new(port), done));
+            attached.try_recv().unwrap().unwrap();
+            guests.push(theirs);
+            alive.push(watch);
+        }
+        Self {
+            worker,
+            guests,
+            _alive: alive,
+        }
+    }
+
+    fn capture(&mut self, which: Which, filter: Option<Filter>, sums: bool) -> Drain {
+        let wanted = Wanted {
+            which,
+            snap_len: usize::MAX,
+            ports: Vec::new(),
+            filter,
+            filter_text: String::new(),
+            sums,
+        };
+        let (feeds, drain) = feeds(FeedId(1), &["A".to_owned()], &Arc::new(wanted));
+        for feed in feeds {
+            self.worker.obey(Command::AddCapture(DOMAIN, feed));
+        }
+        drain
+    }
+
+    /// Sends batches from guest 1 to guest 2, a runt in each, has them forwarded, and takes all that comes out.
+    fn pass(&mut self, batches: usize, drain: Option<&Drain>) {
+        let mut frame = [7; 1514];
+        frame[..6].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
+        frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+        let mut room = [std::mem::MaybeUninit::uninit(); 2048];
+        for _ in 0..batches {
+            for _ in 1..FRAMES {
+                self.guests[0].send(&frame).unwrap();
+            }
+            self.guests[0].send(&frame[..9]).unwrap();
+            let mut received = 0;
+            while received < FRAMES - 1 {
+                assert!(self.worker.round());
+                while self.guests[1].recv(&mut room).is_ok() {
+                    received += 1;
+                }
+                while self.guests[2].recv(&mut room).is_ok() {}
+            }
+            while let Some(Next::Chunk(source, chunk)) = drain.map(|drain| drain.next(Duration::ZERO)) {
+                drain.expect("there is a chunk").give_back(source, chunk);
+            }
+        }
+    }
+
+    /// Allocations of so many batches, after the first few.
+    fn allocations(&mut self, drain: Option<&Drain>) -> u64 {
+        self.pass(20, drain);
+        measure(|| self.pass(BATCHES, drain)).count_total
+    }
+
+    fn captured(&mut self) -> u64 {
+        let (answer, mut snapshot) = oneshot::channel();
+        self.worker.obey(Command::Snapshot(DOMAIN, answer));
+        snapshot.try_recv().unwrap().captures as u64
+    }
+}
+
+/// A program that keeps frames whose first byte is 2.
+fn filter() -> Filter {
+    let program = [
+        (0x30, 0, 0, 0),
+        (0x15, 0, 1, 2),
+        (0x06, 0, 0, 0x4_0000),
+        (0x06, 0, 0, 0),
+    ];
+    let instruction = |(code, jt, jf, k)| Instruction { code, jt, jf, k };
+    Filter::new(program.map(instruction).to_vec()).unwrap()
+}
+
+#[test]
+fn the_allocator_counts() {
+    assert_eq!(
+        measure(|| drop(std::hint::black_box(vec![0_u8; 100]))).count_total,
+        1
+    );
+}
+
+#[test]
+fn forwarding_allocates_nothing() {
+    for mode in [Mode::Hub, Mode::Switch] {
+        let mut bench = Bench::new(mode);
+        assert_eq!(bench.allocations(None), 0, "{mode:?}");
+    }
+}
+
+#[test]
+fn capturing_allocates_nothing() {
+    for mode in [Mode::Hub, Mode::Switch] {
+        for (which, with_filter, sums) in [
+            (Which::Carried, false, false),
+            (Which::All, false, true),
+            (Which::Dropped, false, false),
+            (Which::Carried, true, true),
+        ] {
+            let mut bench = Bench::new(mode);
+            let drain = bench.capture(which, with_filter.then(filter), sums);
+            let what = format!("{mode:?}, {which:?}, filter: {with_filter}, sums: {sums}");
+            assert_eq!(bench.allocations(Some(&drain)), 0, "{what}");
+            assert_eq!((bench.captured(), drain.dropped()), (1, 0), "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_never_reads_costs_no_memory_once_the_queue_is_full() {
+    let mut bench = Bench::new(Mode::Hub);
+    let drain = bench.capture(Which::Carried, None, false);
+    while drain.dropped() == 0 {
+        bench.pass(10, None);
+    }
+    let before = drain.dropped();
+    assert_eq!(bench.allocations(None), 0);
+    assert!(drain.dropped() >= before + (BATCHES * (FRAMES - 1)) as u64);
+}
+
+#[test]
+fn a_capture_that_has_ended_leaves_nothing_to_do() {
+    let mut bench = Bench::new(Mode::Hub);
+    let drain = bench.capture(Which::All, None, false);
+    bench.pass(20, Some(&drain));
+    bench.worker.obey(Command::RemoveCapture(DOMAIN, FeedId(1)));
+    assert_eq!(bench.captured(), 0);
+    assert!(matches!(drain.next(Duration::ZERO), Next::End | Next::Chunk(..)));
+    assert_eq!(bench.allocations(None), 0);
+}
