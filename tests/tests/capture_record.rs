@@ -92,6 +92,39 @@ fn old_frames_and_too_many_bytes_are_forgotten() {
 }
 
 #[test]
+fn it_is_listed_and_saved_to_a_pipe() {
+    let switchd = Switchd::with_domain(&["A"]);
+    switchd.add(&["B"]);
+    let (a, b) = (switchd.attach("A"), switchd.attach("A"));
+    switchd.run(&["record", "A", "--last", "64M"]).ok();
+    switchd.run(&["record", "B", "--last", "30s"]).ok();
+    let sent = frame(BROADCAST, mac(1), 100, 1);
+    a.send(&sent);
+    assert_eq!(b.recv(), sent);
+    wait::until_true("it is kept", || kept(&switchd) == 1);
+    let table = switchd.run(&["record"]).ok();
+    for (domain, limit) in [("A", "64000000"), ("B", "30 s")] {
+        let row = table.lines().find(|line| line.trim_start().starts_with(domain));
+        assert!(row.is_some_and(|row| row.contains(limit)), "{domain}: {table}");
+    }
+    assert_eq!(
+        switchd.run(&["record", "A"]).ok().lines().count(),
+        2,
+        "a header and a row"
+    );
+    let mut command = switchd.command();
+    let saved = file(&switchd, "piped.pcapng");
+    let mut process = tests::program::Process::start_as_is(
+        command
+            .args(["record", "A", "--save", "-"])
+            .stdout(fs::File::create(&saved).unwrap())
+            .stderr(std::process::Stdio::null()),
+    );
+    assert!(process.wait().success());
+    assert_eq!(frames(&saved), [sent]);
+}
+
+#[test]
 fn what_is_not_recorded_cannot_be_saved_and_loses_nothing() {
     let switchd = Switchd::with_domain(&["A"]);
     let precious = file(&switchd, "precious");

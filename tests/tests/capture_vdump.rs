@@ -141,6 +141,33 @@ fn talkers_and_protocols_are_counted() {
 }
 
 #[test]
+fn the_table_is_live_on_a_terminal() {
+    let switchd = Switchd::with_domain(&["A"]);
+    let (a, b) = (switchd.attach("A"), switchd.attach("A"));
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let mut command = vdump(&switchd);
+    command
+        .args(["--stats", "A"])
+        .stdout(pty.slave)
+        .stderr(Stdio::null());
+    let mut process = Process::start_as_is(&mut command);
+    drop(command);
+    wait::until_true("the capture has begun", || switchd.domain("A").captures == 1);
+    a.send(&arp());
+    b.recv();
+    // It shows itself again and again, and has not been told to end.
+    let mut shown = String::new();
+    let mut terminal = File::from(pty.master);
+    while !(shown.contains("ARP") && shown.matches("\x1b[H\x1b[J").count() >= 2) {
+        let mut text = [0; 4096];
+        let count = terminal.read(&mut text).unwrap();
+        shown += &String::from_utf8_lossy(&text[..count]);
+    }
+    process.signal(Signal::SIGINT);
+    assert!(process.wait().success());
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_ends_it() {
     let switchd = Switchd::with_domain(&["A"]);
     for arguments in [&["A"][..], &["-t", "A"], &["--pcap", "A"]] {
