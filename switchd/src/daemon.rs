@@ -28,7 +28,7 @@ pub(crate) const SOCKET: &str = "switchd.sock";
 const LOCK: &str = "switchd.lock";
 
 /// Captures are written to their end when the daemon ends, but their readers are not waited for longer than this.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Runs the daemon until it is told to end.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
