@@ -281,11 +281,13 @@ fn guests_share_their_memory_and_their_cards_are_called_what_was_asked_for() {
         &[
             "-q",
             "--eth0=B",
+            "--eth1=D",
             "--eth2=C",
             "--eth3=A",
             &format!("--mac=eth3={mac}"),
             "--transport=vhost",
             "--transport=eth0=daemon",
+            "--transport=eth1=bess",
             "-e",
             exec,
         ],
@@ -307,7 +309,7 @@ fn guests_share_their_memory_and_their_cards_are_called_what_was_asked_for() {
     let links = in_guest(&home, "pc2", "ls /sys/class/net");
     assert_eq!(
         links.split_whitespace().collect::<Vec<_>>(),
-        ["eth0", "eth2", "eth3", "lo"]
+        ["eth0", "eth1", "eth2", "eth3", "lo"]
     );
 
     // A kernel that runs takes none, and lets none go.

@@ -16,7 +16,7 @@ use super::registry::{Registry, failed, invalid};
 use crate::datapath::capture::{FeedId, Wanted, Which, feeds};
 
 /// Where processors are short, forwarding comes first: a capture loses captured frames, and counts them.
-const NICE: u8 = 15;
+const NICE: u8 = 19;
 
 /// A running capture. Dropping it ends it at once, without waiting for whoever reads the file.
 pub(crate) struct Capture {

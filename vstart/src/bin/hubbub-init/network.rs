@@ -22,25 +22,27 @@ pub(crate) fn name(words: &Words) {
     }
 }
 
-/// Calls every interface what users call it, whatever driver it has.
+/// Calls every interface what users call it, whatever driver it has. The kernel counts cards of virtio as they come, so
+/// one may have another interface's name: they go out of the way first, and each to its place last.
 pub(crate) fn rename(words: &Words) {
+    rename_cards(words, "card");
     for number in words.vectors() {
         let (given, name) = (format!("vec{number}"), format!("eth{number}"));
         report(ip(&["link", "set", &given, "name", &name]));
     }
-    // The kernel counts cards of virtio as they come: out of the way first, and then each to its place.
-    let cards: Vec<u32> = words.cards().collect();
-    for step in ["card", "eth"] {
-        for number in &cards {
-            let renamed = card(*number).and_then(|given| {
-                let name = format!("{step}{number}");
-                if given == name {
-                    return Ok(());
-                }
-                ip(&["link", "set", &given, "name", &name])
-            });
-            report(renamed);
-        }
+    rename_cards(words, "eth");
+}
+
+fn rename_cards(words: &Words, prefix: &str) {
+    for number in words.cards() {
+        let renamed = card(number).and_then(|given| {
+            let name = format!("{prefix}{number}");
+            if given == name {
+                return Ok(());
+            }
+            ip(&["link", "set", &given, "name", &name])
+        });
+        report(renamed);
     }
 }
 
