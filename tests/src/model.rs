@@ -56,6 +56,7 @@ pub fn tree(dir: &Path) -> PathBuf {
         "sbin/init",
         "sbin/poweroff",
         "bin/sh",
+        "bin/ip",
         "bin/mount",
         "bin/umount",
         "bin/cat",

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tests::model;
 use tests::uml::{Home, output, text, wait_for};
 
 fn piped(command: &mut Command) -> &mut Command {
@@ -135,5 +136,59 @@ fn commands_run_again_after_the_guest_side_has_started_anew() {
         assert_eq!(text(&again().stdout), "pc1\n", "after {end}");
     }
     home.ok("vcrash", ["pc1"]);
+    home.assert_nothing_left();
+}
+
+#[test]
+fn commands_run_in_another_file_system_too() {
+    let home = Home::new();
+    model::make(&home.path());
+    let start = |more: &[&str]| {
+        let args = [
+            &["pc1", "-q", "-D", "-m", "model", "--eth0=A", "--transport=bess"],
+            more,
+        ]
+        .concat();
+        home.ok("vstart", args);
+        let report = home.path().join("report");
+        wait_for("the guest's report", || report.exists());
+        let told = fs::read_to_string(&report).unwrap();
+        fs::remove_file(report).unwrap();
+        told
+    };
+    let told = start(&["--agent"]);
+    assert!(
+        told.starts_with("1\n") && told.contains(" hubbub.root=/dev/ubda "),
+        "{told}"
+    );
+    let inside = |command: &str| home.ok("vexec", ["-n", "pc1", command]);
+    assert!(inside("cat /etc/inittab").contains("::ctrlaltdel:/sbin/poweroff"));
+    let mounts = inside("cat /proc/mounts");
+    assert!(
+        mounts.contains("/dev/ubda / ext") && !mounts.contains("/dev/root"),
+        "{mounts}"
+    );
+    let devices = inside("cat /proc/net/dev");
+    assert!(
+        devices.contains("eth0:") && !devices.contains("vec0:"),
+        "{devices}"
+    );
+    assert_eq!(home.run("vexec", ["-n", "pc1", "exit 7"]).status.code(), Some(7));
+    home.ok("vconf", ["pc1", "--eth1=A", "--transport=bess"]);
+    home.ok("vhalt", ["pc1"]);
+
+    // Without it, the system boots by itself, as ever.
+    let told = start(&[]);
+    assert!(
+        told.contains(" root=98:0 ") && !told.contains("hubbub.root"),
+        "{told}"
+    );
+    let error = home.fails(1, "vexec", ["-n", "pc1", "true"]);
+    assert!(
+        error.contains("there is no agent in it\nhint: 'vstart --agent'"),
+        "{error}"
+    );
+    home.ok("vhalt", ["pc1"]);
+    fs::remove_file(home.path().join("model")).unwrap();
     home.assert_nothing_left();
 }

@@ -29,6 +29,8 @@ pub struct Config {
     pub max_interfaces: u32,
     /// How frames get from a guest to its domains.
     pub transport: Wanted,
+    /// Whether our agent is started in other file systems.
+    pub agent: bool,
     /// The primary and the secondary console.
     pub consoles: [Console; 2],
     /// The terminal emulator of consoles in windows.
@@ -42,7 +44,7 @@ pub struct Config {
 }
 
 /// Settings that have an effect, and what they are if nobody says otherwise.
-pub const DEFAULTS: [(&str, &str); 16] = [
+pub const DEFAULTS: [(&str, &str); 17] = [
     ("HUB_SOCKET_DIR", ""),
     ("MAX_INTERFACES", "40"),
     ("MAX_MEM", "65536"),
@@ -51,6 +53,7 @@ pub const DEFAULTS: [(&str, &str); 16] = [
     ("TERM_TYPE", "xterm"),
     ("TMUX_OPEN_TERMS", "FALSE"),
     ("USE_TMUX", "FALSE"),
+    ("VM_AGENT", "FALSE"),
     ("VM_CON0", "xterm"),
     ("VM_CON1", "none"),
     ("VM_KERNEL", ""),
@@ -133,6 +136,7 @@ impl Config {
             memory_range_mb: (value(&settings, "MIN_MEM")?, value(&settings, "MAX_MEM")?),
             max_interfaces: value(&settings, "MAX_INTERFACES")?,
             transport: value(&settings, "VM_TRANSPORT")?,
+            agent: flag(&settings, "VM_AGENT")?,
             consoles,
             emulator: value(&settings, "TERM_TYPE")?,
             tmux_opens_window: flag(&settings, "TMUX_OPEN_TERMS")?,

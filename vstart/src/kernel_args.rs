@@ -55,14 +55,18 @@ pub fn kernel_args(
         format!("mem={}M", machine.memory_mb + machine.memory_skew_mb),
     ];
     match &machine.root {
-        Root::Host { init } => {
-            args.extend(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"].map(str::to_owned));
-            args.push(word("init", "the guest's init", text("the guest's init", init)?)?);
-        }
+        Root::Host { init } => args.extend(host_root(init)?),
         Root::Disk { model, changes } => {
             let files = changes.iter().chain([model]);
             args.push(device("ubd0", files)?);
-            args.push("root=98:0".into());
+            match &machine.agent {
+                // Ours goes first, and makes way for the one in the file system.
+                Some(init) => {
+                    args.extend(host_root(init)?);
+                    args.push("hubbub.root=/dev/ubda".into());
+                }
+                None => args.push("root=98:0".into()),
+            }
         }
     }
     for (number, disk) in machine.disks.iter().enumerate() {
@@ -95,7 +99,7 @@ pub fn kernel_args(
     for (number, console) in machine.consoles.iter().enumerate() {
         args.push(format!("con{number}={}", channel(number, *console)));
     }
-    if matches!(machine.root, Root::Host { .. }) {
+    if machine.has_agent() {
         let number = agent_descriptor(machine);
         args.push(format!("ssl0=fd:{number},fd:{number}"));
     }
@@ -154,13 +158,23 @@ pub fn interface_word(
         .ok_or(ArgsError::NoSocket(domain, transport))
 }
 
-/// What the guest knows an interface as: our own guest init calls every one ethN, in other file systems it is what
-/// the kernel calls it.
+/// What the guest knows an interface as: with us in the guest every one is ethN, in other file systems it is what the
+/// kernel calls it.
 pub fn name_in_guest(machine: &Machine, interface: &Interface) -> String {
-    match machine.root {
-        Root::Host { .. } => interface.name(),
-        Root::Disk { .. } => interface.transport.device(interface.number),
+    if machine.has_agent() {
+        interface.name()
+    } else {
+        interface.transport.device(interface.number)
     }
+}
+
+/// The host's files as root, and our program as process 1.
+fn host_root(init: &Path) -> Result<Vec<String>, ArgsError> {
+    let mut args = ["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]
+        .map(str::to_owned)
+        .to_vec();
+    args.push(word("init", "the guest's init", text("the guest's init", init)?)?);
+    Ok(args)
 }
 
 /// The file a command is handed over in when the command line cannot hold it, and its text: our own guest init
@@ -343,6 +357,17 @@ mod tests {
              con0=fd:0,fd:1 con1=null hostname=pc1 \"modules=/usr\" SELINUX_INIT=0"
         );
         assert!(line(&on(None, "/fs/model")).contains(" ubd0=/fs/model root=98:0 "));
+        let agent = Some("/i".into());
+        let words = line(&Machine {
+            agent,
+            ..on(None, "/fs/model")
+        });
+        assert!(
+            words.contains(
+                " ubd0=/fs/model root=/dev/root rootfstype=hostfs rootflags=/ ro init=/i hubbub.root=/dev/ubda "
+            ) && words.contains(" ssl0=fd:3,fd:3 "),
+            "{words}"
+        );
         let args = kernel_args(&on(None, "/fs/a,b"), &dirs(), &BTreeMap::new());
         assert_eq!(args, Err(ArgsError::Comma("/fs/a,b".into())));
     }

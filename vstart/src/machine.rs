@@ -26,6 +26,9 @@ pub struct Machine {
     pub memory_skew_mb: u32,
     /// Where the guest's files come from.
     pub root: Root,
+    /// The program that brings our agent into a machine with a file system of its own.
+    #[serde(default)]
+    pub agent: Option<PathBuf>,
     /// Further disks, in order.
     pub disks: Vec<Disk>,
     /// By rising number.
@@ -197,6 +200,7 @@ impl Machine {
             memory_mb: 128,
             memory_skew_mb: 4,
             root,
+            agent: None,
             disks: Vec::new(),
             interfaces: Vec::new(),
             consoles: [Console::Detached, Console::None],
@@ -212,6 +216,13 @@ impl Machine {
             verbose: false,
             term: "xterm".into(),
         }
+    }
+}
+
+impl Machine {
+    /// Whether there is an agent of ours in the guest.
+    pub const fn has_agent(&self) -> bool {
+        matches!(self.root, Root::Host { .. }) || self.agent.is_some()
     }
 }
 

@@ -9,7 +9,8 @@ use fabric::mac::MacAddr;
 
 use crate::config::Config;
 use crate::dirs::Dirs;
-use crate::machine::{Attachment, Interface, Machine, Root};
+use crate::kernel_args::name_in_guest;
+use crate::machine::{Attachment, Interface, Machine};
 use crate::tap;
 use crate::transport::{Choice, Drivers, Wanted};
 
@@ -140,13 +141,10 @@ pub(super) fn make_tap(interface: &mut Interface, dirs: &Dirs) -> Result<Option<
 
 /// What the user should know about interfaces that are not called what was asked for.
 pub(super) fn other_names(machine: &Machine) -> Option<String> {
-    let Root::Disk { .. } = machine.root else {
-        return None;
-    };
     let names: Vec<String> = machine
         .interfaces
         .iter()
-        .map(|interface| (interface.name(), interface.transport.device(interface.number)))
+        .map(|interface| (interface.name(), name_in_guest(machine, interface)))
         .filter(|(asked, given)| asked != given)
         .map(|(asked, given)| format!("{asked} is called {given}"))
         .collect();

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::cpulock::CpuLock;
 use crate::kernel_args::{exec_file, kernel_args, shell_quoted};
 use crate::launch::{self, Follow, Outcome};
-use crate::machine::{Attachment, Console, Interface, Machine, Mount, NAT};
+use crate::machine::{Attachment, Console, Interface, Machine, Mount, NAT, Root};
 use crate::name::MachineName;
 use crate::supervisor::Plan;
 use crate::switch::{self, in_path, program};
@@ -61,6 +61,9 @@ pub(crate) struct Options {
     /// Keep changes to the model file system out of sight, and only until the machine ends
     #[arg(short = 'D', long)]
     pub(super) hide_disk_file: bool,
+    /// Start our agent in the model's system, so that vexec works there and interfaces are always called ethN
+    #[arg(long)]
+    agent: bool,
     /// Add a disk
     #[arg(long, value_name = "FILE")]
     pub(super) disk: Vec<PathBuf>,
@@ -212,6 +215,11 @@ fn plan(options: &Options, config: &Config) -> Result<Plan> {
     options.cpulock.check()?;
     let (consoles, emulator) = consoles(options, config)?;
     let root = disks::root(&name, options, config)?;
+    let agent = match &root {
+        Root::Disk { .. } if options.agent || config.agent => Some(disks::init()?),
+        // There it is in any case.
+        _ => None,
+    };
     let home = std::env::var_os("HOME")
         .map(PathBuf::from)
         .filter(|home| home.is_dir());
@@ -220,6 +228,7 @@ fn plan(options: &Options, config: &Config) -> Result<Plan> {
     let machine = Machine {
         memory_mb,
         memory_skew_mb: config.memory_skew_mb,
+        agent,
         disks: disks::further(options)?,
         interfaces: interfaces::settle(options.interfaces.clone(), &options.details, &kernel, config)?,
         consoles,

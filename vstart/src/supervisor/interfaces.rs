@@ -81,9 +81,20 @@ impl Life<'_> {
         let machine = &self.plan.machine;
         let word = interface_word(machine, interface, domains)?;
         self.console(&format!("config {word}")).await?;
+        if let Err(error) = self.make_ready(interface).await {
+            // It can only be in the way; that it does not go is the lesser trouble.
+            let device = interface.transport.device(interface.number);
+            let _ = self.console(&format!("remove {device}")).await;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// The guest's part of a new interface.
+    async fn make_ready(&self, interface: &Interface) -> Result<()> {
         let (given, name) = (
             interface.transport.device(interface.number),
-            name_in_guest(machine, interface),
+            name_in_guest(&self.plan.machine, interface),
         );
         if given != name {
             self.guest(&format!("ip link set {given} name {name}")).await?;
@@ -114,9 +125,10 @@ impl Life<'_> {
         comes_and_goes(&interface)?;
         let name = name_in_guest(&self.plan.machine, &interface);
         // An interface that is up cannot be removed.
-        self.guest(&format!("ip link set {name} down")).await?;
+        let down = self.guest(&format!("ip link set {name} down")).await;
         let device = interface.transport.device(number);
         if let Err(error) = self.console(&format!("remove {device}")).await {
+            down.with_context(|| format!("cannot take {name} down in the machine"))?;
             let hint = match self.link {
                 None => format!("\nhint: bring it down in the machine first: 'ip link set {name} down'"),
                 Some(_) => String::new(),
@@ -249,7 +261,7 @@ fn comes_and_goes(interface: &Interface) -> Result<()> {
 }
 
 fn head(interface: &str) -> String {
-    format!("n={interface}; d=/run/hubbub/{interface}\n")
+    format!("n={interface}; d=/run/hubbub/{interface}; mkdir -p /run/hubbub\n")
 }
 
 /// Connects an interface again by taking it down and up, which costs it its routes. Fails, with the interface down, if

@@ -156,9 +156,9 @@ impl Life<'_> {
                     .context("cannot set the size of a console")?;
             }
         }
-        let link = match self.machine().root {
-            Root::Host { .. } => Some(Link::open().context("cannot make a line to the guest")?),
-            Root::Disk { .. } => None,
+        let link = match self.machine().has_agent() {
+            true => Some(Link::open().context("cannot make a line to the guest")?),
+            false => None,
         };
         self.link.clone_from(&link);
         let (change, changes) = mpsc::channel(1);

@@ -157,7 +157,8 @@ async fn welcome(
                 command = Some((link, words));
                 (Answer::Done, None)
             }
-            _ => (Answer::Error("there is no agent in it".into()), None),
+            Some(_) => (Answer::Error("its agent does not answer".into()), None),
+            None => (Answer::Error(NO_AGENT.into()), None),
         },
         Ok(Request::Plug { interface, tap }) => (ask(&changes, What::Plug(interface, tap)).await, None),
         Ok(Request::Unplug { number }) => (ask(&changes, What::Unplug(number)).await, None),
@@ -217,5 +218,6 @@ async fn show_telnet(stream: TcpStream, console: Arc<Console>) {
     tokio::select! { _ = typed => {} _ = shown => {} () = console.show(theirs) => {} }
 }
 
+const NO_AGENT: &str = "there is no agent in it\nhint: 'vstart --agent' brings one into its file system";
 const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_REQUEST: u64 = 1024;

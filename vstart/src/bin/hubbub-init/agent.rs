@@ -27,6 +27,8 @@ use crate::session::{environment, home};
 
 /// The first argument that makes the program an agent.
 pub(crate) const WORD: &str = "--agent";
+/// Further argument: write a line when the agent serves.
+pub(crate) const TELL: &str = "tell";
 /// The line.
 pub(crate) const LINE: &str = "/dev/ttyS0";
 
@@ -36,7 +38,7 @@ pub(crate) fn start(line: &str) -> io::Result<Child> {
 }
 
 /// Serves until the line ends.
-pub(crate) fn run(path: &str) -> Result<()> {
+pub(crate) fn run(path: &str, tell: bool) -> Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).context("cannot unblock signals")?;
     let tty = OpenOptions::new()
         .read(true)
@@ -49,6 +51,9 @@ pub(crate) fn run(path: &str) -> Result<()> {
     tcsetattr(&tty, SetArg::TCSANOW, &settings).with_context(|| format!("cannot use {path}"))?;
 
     let (mut bell, ring) = std::io::pipe().context("cannot make a pipe")?;
+    if tell {
+        println!("serving");
+    }
     let outbox = Outbox(Arc::new(Shared {
         waiting: Mutex::default(),
         room: Condvar::new(),

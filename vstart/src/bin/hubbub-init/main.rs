@@ -20,6 +20,7 @@ mod dhcp;
 mod lab_test;
 mod mounts;
 mod network;
+mod other_root;
 mod power;
 mod session;
 mod startup;
@@ -40,7 +41,8 @@ fn main() -> ExitCode {
     let rest: Vec<&str> = args.iter().skip(1).map(String::as_str).collect();
     let result = match (name.as_deref(), rest.as_slice()) {
         (_, [session::STAGE, tty, command @ ..]) => session::become_it(tty, command),
-        (_, [agent::WORD, line]) => agent::run(line),
+        (_, [agent::WORD, line]) => agent::run(line, false),
+        (_, [agent::WORD, line, agent::TELL]) => agent::run(line, true),
         (Some("poweroff" | "halt" | "shutdown"), _) => power::ask(power::Request::PowerOff),
         (Some("reboot"), _) => power::ask(power::Request::Reboot),
         (_, [dhcp::WORD, interface]) => dhcp::ask(interface),

@@ -19,10 +19,16 @@ use nix::unistd::Pid;
 use crate::mounts::{self, report};
 use crate::power::{self, Request};
 use crate::words::Words;
-use crate::{agent, lab_test, network, session};
+use crate::{agent, lab_test, network, other_root, session};
 
 /// Runs the machine. Returns only if it cannot come up.
 pub(crate) fn run() -> Result<()> {
+    let proc = Path::new("/proc");
+    mounts::mount_type("proc", "proc", proc, MsFlags::empty(), None)?;
+    let words = Words::parse(&fs::read_to_string("/proc/cmdline").context("cannot read the command line")?);
+    if let Some(device) = words.value("hubbub.root") {
+        return other_root::enter(&words, device);
+    }
     // Blocked before there is a child, so that none is missed: they are taken one by one below.
     let signals = SigSet::from_iter([
         Signal::SIGCHLD,
@@ -34,9 +40,6 @@ pub(crate) fn run() -> Result<()> {
     signals.thread_block().context("cannot block signals")?;
     set_cad_enabled(false).context("cannot take over Ctrl-Alt-Del")?;
 
-    let proc = Path::new("/proc");
-    mounts::mount_type("proc", "proc", proc, MsFlags::empty(), None)?;
-    let words = Words::parse(&fs::read_to_string("/proc/cmdline").context("cannot read the command line")?);
     tell("booting");
     // Read now: the root that follows hides the host's /tmp, where it may be.
     let commands = if words.has("single") {
