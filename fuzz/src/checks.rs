@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use fabric::{Batch, Domain, Frame, MacAddr, Mode, Plan, PortId, Settings};
+use fabric::{Batch, Domain, Frame, Guard, MacAddr, Mode, Plan, PortId, Range, Settings};
 use proto::ctl::{Reply, Request};
+use proto::tunnel::{LONGEST_HEADER, Tunnel};
 use proto::uml::{self, Kind, Progress, Version};
 use proto::vhost;
+use proto::wire::{Counter, Endpoint, GreSpec, L2tpv3Spec};
 use virtio::config::Features;
 use virtio::net::LONGEST_FRAME;
 use virtio::{Device, Driver, Memory, Ram};
@@ -47,6 +49,56 @@ pub fn uml_request(bytes: &[u8]) {
     assert!(request.kind != Kind::Dump || request.version == Version::V3);
 }
 
+/// What comes before a frame in a tunnel: the first byte chooses the tunnel. It is refused or taken; one's own is taken,
+/// and nothing is that is shorter.
+pub fn tunnel(bytes: &[u8]) {
+    let Some((&choice, header)) = bytes.split_first() else {
+        return;
+    };
+    let numbered = |bit: u8| (choice & bit != 0).then_some(0x0102_0304);
+    let counter = if choice & 4 == 0 {
+        Counter::None
+    } else {
+        Counter::Count
+    };
+    let ip = std::net::Ipv4Addr::LOCALHOST.into();
+    let end = Endpoint {
+        ip,
+        port: (choice & 8 == 0).then_some(1701),
+    };
+    let cookie = numbered(2).map(u64::from);
+    let tunnel = if choice & 1 == 0 {
+        Tunnel::l2tpv3(&L2tpv3Spec {
+            local: end,
+            remote: end,
+            tx_session: 5,
+            rx_session: 5,
+            tx_cookie: cookie,
+            rx_cookie: cookie,
+            cookie64: choice & 16 != 0 && cookie.is_some(),
+            counter,
+        })
+    } else {
+        Tunnel::gre(&GreSpec {
+            local: ip,
+            remote: ip,
+            tx_key: numbered(2),
+            rx_key: numbered(2),
+            sequence: counter,
+        })
+    };
+    let tunnel = tunnel.expect("these go together");
+    assert!(tunnel.header_bytes() <= LONGEST_HEADER);
+    let taken = tunnel.check(header);
+    assert!(taken.is_err() || header.len() >= tunnel.header_bytes());
+    let mut own = [0; LONGEST_HEADER];
+    tunnel.write(7, &mut own);
+    assert_eq!(tunnel.check(&own), Ok(()));
+    for end in 0..tunnel.header_bytes() {
+        assert!(tunnel.check(&own[..end]).is_err());
+    }
+}
+
 /// A line on the control socket: it is a request or it is not, and a request survives the round trip.
 pub fn ctl_line(bytes: &[u8]) {
     if let Ok(request) = serde_json::from_slice::<Request>(bytes) {
@@ -78,6 +130,11 @@ pub fn frame(bytes: &[u8]) {
     let mut batch = Batch::new(domain.longest_frame(), 8);
     let mut plan = Plan::new();
     let mut now = Duration::ZERO;
+    let mut guard = Guard::default();
+    if choice & 4 != 0 {
+        let range = |ip: &str, bits| Range::new(ip.parse().expect("an address"), bits).expect("a range");
+        guard.secure(ports[0], vec![range("10.0.0.0", 8), range("fd00::", 8)]);
+    }
     let mut round = 0;
     while let Some((&[port, length], after)) = rest.split_first_chunk::<2>() {
         batch.clear();
@@ -94,6 +151,7 @@ pub fn frame(bytes: &[u8]) {
             length = length.rotate_left(3) ^ 0x2a;
         }
         now += Duration::from_secs(u64::from(port & 0x1f));
+        guard.check(&mut batch, ingress, now, Duration::from_secs(100));
         domain.forward(&batch, ingress, now, &mut plan);
         check_plan(&domain, &batch, ingress, &plan);
         round += 1;

@@ -32,6 +32,8 @@ Examples:
   switchd port ls A                         who is attached, and what passed
   switchd port add A --tap nk_tap_me        attach a tap device of yours
   switchd port add A --uplink               lead it to the Internet
+  switchd link A B                          a cable between two domains
+  switchd cable A -- ssh host switchd cable B   one domain on two hosts
   switchd capture A -w a.pcapng             record a domain until Ctrl-C
   switchd capture A | tshark -r -           watch it live
   switchd stats --watch                     counters, every second
@@ -49,6 +51,15 @@ pub(crate) enum Command {
     /// List, make and end ports
     #[command(subcommand)]
     Port(PortCommand),
+    /// Tie two domains together with a cable
+    Link {
+        /// One domain
+        a: DomainName,
+        /// The other
+        b: DomainName,
+    },
+    /// Carry a domain over standard input and output, or over those of a command
+    Cable(CableArguments),
     /// Show or edit the forwarding table of a domain
     Fdb(FdbArguments),
     /// Show counters of the daemon and its domains
@@ -136,6 +147,20 @@ pub(crate) enum DomainCommand {
         /// Name of the domain
         domain: DomainName,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  switchd cable A -- ssh host switchd cable B     one domain on two hosts
+  dpipe switchd cable A = ssh host switchd cable B
+Each frame stands behind its length, 32 bits in network order, as QEMU's -netdev stream has it.")]
+pub(crate) struct CableArguments {
+    /// Name of the domain
+    pub(crate) domain: DomainName,
+    /// What to run with the cable as its standard input and output
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use proto::ctl::{DomainSpec, PortSpec};
+use proto::ctl::{DomainSpec, NewPort};
 use serde::Deserialize;
 
 use crate::cli::RunOptions;
@@ -19,7 +19,7 @@ pub(crate) struct Config {
     pub(crate) hold: Duration,
     pub(crate) workers: usize,
     pub(crate) idle_exit: Option<Duration>,
-    pub(crate) domains: Vec<(DomainSpec, Vec<PortSpec>)>,
+    pub(crate) domains: Vec<(DomainSpec, Vec<NewPort>)>,
 }
 
 /// Why there is no configuration.
@@ -73,7 +73,7 @@ struct FileDomain {
     #[serde(default)]
     vde: proto::ctl::VdeAccess,
     #[serde(default)]
-    ports: Vec<PortSpec>,
+    ports: Vec<NewPort>,
 }
 
 impl Config {
@@ -106,7 +106,7 @@ impl Config {
 }
 
 impl FileDomain {
-    fn spec(self) -> (DomainSpec, Vec<PortSpec>) {
+    fn spec(self) -> (DomainSpec, Vec<NewPort>) {
         let spec = DomainSpec::new(self.name);
         let spec = DomainSpec {
             mode: self.mode.unwrap_or(spec.mode),

@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use proto::ctl::{DomainSpec, PortSpec};
+use proto::ctl::{DomainSpec, NewPort};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -90,11 +90,15 @@ async fn captures_end(registry: &Registry) {
 /// Makes the domains and opens the control socket.
 async fn open(
     registry: &Arc<Registry>,
-    domains: Vec<(DomainSpec, Vec<PortSpec>)>,
+    domains: Vec<(DomainSpec, Vec<NewPort>)>,
     socket: &Path,
 ) -> anyhow::Result<UnixListener> {
+    let mut made = Vec::new();
     for (spec, ports) in domains {
-        let domain = registry.add(spec, false)?;
+        made.push((registry.add(spec, false)?, ports));
+    }
+    // A cable leads to another of them.
+    for (domain, ports) in made {
         for port in &ports {
             registry.add_port(&domain, port, None).await?;
         }

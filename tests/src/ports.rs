@@ -191,12 +191,27 @@ pub fn bulk() -> Vec<u8> {
 /// # Panics
 /// If anything is damaged, or dropped for another reason than that a guest was late.
 pub fn transfer(daemon: &Switchd, a: &str, b: &str, mtu: u32) -> [Guest; 2] {
-    let dir = daemon.home();
+    let guests = exchange(|| Command::new(tool("linux.uml")), daemon.home(), a, b, mtu);
+    let ports = wait_ports(daemon, "A", 2);
+    for port in &ports {
+        assert!(only_late(port) && port.rx_frames > 20, "{port:?}");
+    }
+    for (guest, word) in [("a", a), ("b", b)] {
+        // A VDE client says itself who it is.
+        let name = format!("{guest}:{}", interface(word));
+        let named = |port: &PortRow| port.name == name || port.kind == "vde" && port.name.starts_with("UML ");
+        assert!(ports.iter().any(named), "no {name} in {ports:?}");
+    }
+    guests
+}
+
+/// Boots two guests by a command that becomes the kernel, with these words for their only interface: `b` receives what
+/// `a` sends after pinging it, whatever leads from one to the other. Returns when `b` has all of it.
+///
+/// # Panics
+/// If anything is damaged.
+pub fn exchange(kernel: impl Fn() -> Command, dir: &Path, a: &str, b: &str, mtu: u32) -> [Guest; 2] {
     fs::write(dir.join("bulk"), bulk()).expect("the data are written");
-    let interface = |word: &str| match is_vhost(word) {
-        true => "eth0".to_owned(),
-        false => word[..4].to_owned(),
-    };
     let modules = |word: &str| {
         if is_vhost(word) {
             load_modules(dir)
@@ -223,8 +238,8 @@ pub fn transfer(daemon: &Switchd, a: &str, b: &str, mtu: u32) -> [Guest; 2] {
         interface(a),
         modules(a)
     );
-    let mut receiver = Guest::boot(dir, "b", &receiver, &[b.to_owned()]);
-    let mut sender = Guest::boot(dir, "a", &sender, &[a.to_owned()]);
+    let mut receiver = Guest::boot_by(kernel(), dir, "b", &receiver, &[b.to_owned()]);
+    let mut sender = Guest::boot_by(kernel(), dir, "a", &sender, &[a.to_owned()]);
     receiver.wait_console("RECEIVED");
     sender.wait_console("SENT");
     let pings = sender.console();
@@ -235,18 +250,12 @@ pub fn transfer(daemon: &Switchd, a: &str, b: &str, mtu: u32) -> [Guest; 2] {
         .filter_map(|line| line.trim_end().strip_suffix("  -"));
     let sums = (sums.next().expect("a sum"), sums.next().expect("another sum"));
     assert_eq!(sums.0, sums.1, "{console}");
-
-    let ports = wait_ports(daemon, "A", 2);
-    for port in &ports {
-        assert!(only_late(port) && port.rx_frames > 20, "{port:?}");
-    }
-    for (guest, word) in [("a", a), ("b", b)] {
-        // A VDE client says itself who it is.
-        let name = format!("{guest}:{}", interface(word));
-        let named = |port: &PortRow| port.name == name || port.kind == "vde" && port.name.starts_with("UML ");
-        assert!(ports.iter().any(named), "no {name} in {ports:?}");
-    }
     [sender, receiver]
+}
+
+/// The name of the interface a word makes.
+fn interface(word: &str) -> &str {
+    if is_vhost(word) { "eth0" } else { &word[..4] }
 }
 
 const INIT: &str = "#!/bin/sh

@@ -52,6 +52,7 @@ fn the_seeds_pass() {
         ("frame", checks::frame),
         ("vhost_message", checks::vhost_message),
         ("virtio_ring", checks::virtio_ring),
+        ("tunnel", checks::tunnel),
     ] {
         for seed in seeds(target) {
             check(&seed);
@@ -85,5 +86,10 @@ proptest! {
     #[test]
     fn any_memory_of_a_guest_is_worked_off_or_refused(bytes in near("virtio_ring")) {
         checks::virtio_ring(&bytes);
+    }
+
+    #[test]
+    fn any_header_of_a_tunnel_is_taken_or_refused(bytes in near("tunnel")) {
+        checks::tunnel(&bytes);
     }
 }

@@ -138,7 +138,7 @@ impl Client {
         };
         self.ports(&Request::PortAdd {
             domain: domain.clone(),
-            port,
+            port: port.into(),
         })
         .map(drop)
     }
@@ -148,11 +148,12 @@ impl Client {
     /// # Errors
     /// When switchd refuses.
     pub fn attach_open_tap(&mut self, domain: &DomainName, name: &str, tap: impl AsFd) -> Result<()> {
+        let port = PortSpec::TapFd {
+            name: name.to_owned(),
+        };
         let request = Request::PortAdd {
             domain: domain.clone(),
-            port: PortSpec::TapFd {
-                name: name.to_owned(),
-            },
+            port: port.into(),
         };
         let line = serde_json::to_string(&request).expect("a request has only text keys");
         let stream = self.stream.get_ref();
@@ -245,7 +246,7 @@ pub fn expected_reach(dirs: &Dirs, user: &str, domain: &DomainName) -> Reach {
 pub fn uplink_request(domain: &DomainName) -> Request {
     Request::PortAdd {
         domain: domain.clone(),
-        port: PortSpec::Uplink(UplinkSpec::default()),
+        port: PortSpec::Uplink(UplinkSpec::default()).into(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::frames::FrameSet;
 use crate::offload::{BadHeader, Offloads, VNET_HEADER_BYTES, Work};
+use crate::plan::DropReason;
 
 /// Most frames a batch holds: one bit each in a [`FrameSet`].
 pub const BATCH_FRAMES: usize = 64;
@@ -27,7 +28,9 @@ pub struct Batch {
     /// What is still to be done to the frames in `unfinished`.
     work: Box<[Work]>,
     unfinished: FrameSet,
-    malformed: FrameSet,
+    /// Why the frames in `refused` are to be dropped.
+    reasons: Box<[DropReason]>,
+    refused: FrameSet,
 }
 
 impl Batch {
@@ -51,7 +54,8 @@ impl Batch {
             len: 0,
             work: vec![Work::default(); frames].into_boxed_slice(),
             unfinished: FrameSet::EMPTY,
-            malformed: FrameSet::EMPTY,
+            reasons: vec![DropReason::Malformed; frames].into_boxed_slice(),
+            refused: FrameSet::EMPTY,
         }
     }
 
@@ -66,6 +70,7 @@ impl Batch {
             slab: vec![0; slab_bytes].into_boxed_slice(),
             stride: 0,
             work: vec![Work::default(); BATCH_FRAMES].into_boxed_slice(),
+            reasons: vec![DropReason::Malformed; BATCH_FRAMES].into_boxed_slice(),
             ..Self::new(frame_bytes, 1)
         }
     }
@@ -99,7 +104,7 @@ impl Batch {
     pub fn clear(&mut self) {
         self.len = 0;
         self.unfinished = FrameSet::EMPTY;
-        self.malformed = FrameSet::EMPTY;
+        self.refused = FrameSet::EMPTY;
     }
 
     /// Forgets the frames from number `len` on.
@@ -203,7 +208,7 @@ impl Batch {
                 self.work[i] = work;
                 self.unfinished.insert(i);
             }
-            Err(BadHeader) => self.malformed.insert(i),
+            Err(BadHeader) => self.refuse(i, DropReason::Malformed),
         }
     }
 
@@ -230,9 +235,21 @@ impl Batch {
         }
     }
 
-    /// True if frame `i` came with a header that does not go with it.
-    pub fn is_malformed(&self, i: usize) -> bool {
-        self.malformed.contains(i)
+    /// Says that frame `i` is to be dropped on its way in, and why; the first reason counts.
+    ///
+    /// # Panics
+    /// If there is no frame `i`.
+    pub fn refuse(&mut self, i: usize, reason: DropReason) {
+        assert!(i < self.len, "no frame {i}");
+        if !self.refused.contains(i) {
+            self.refused.insert(i);
+            self.reasons[i] = reason;
+        }
+    }
+
+    /// Why frame `i` is to be dropped on its way in, if it is.
+    pub fn refusal(&self, i: usize) -> Option<DropReason> {
+        self.refused.contains(i).then(|| self.reasons[i])
     }
 
     /// Adds finished frame `n` of those that come of a frame with work to be done; false if the batch is full.

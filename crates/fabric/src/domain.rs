@@ -196,6 +196,9 @@ impl Domain {
 
     /// Frame `i` of a batch, if the domain carries frames of its length.
     fn admit<'a>(&self, batch: &'a Batch, i: usize) -> Result<Frame<'a>, DropReason> {
+        if let Some(reason) = batch.refusal(i) {
+            return Err(reason);
+        }
         if batch.is_cut(i) {
             return Err(DropReason::Giant);
         }
@@ -203,9 +206,6 @@ impl Domain {
         let Ok(frame) = Frame::new(bytes) else {
             return Err(DropReason::Runt);
         };
-        if batch.is_malformed(i) {
-            return Err(DropReason::Malformed);
-        }
         // Of a frame that is to be cut, the longest segment counts.
         let longest = batch.work(i).longest_segment(bytes.len());
         let behind_headers = frame.payload_len() - (bytes.len() - longest);

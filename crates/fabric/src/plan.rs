@@ -12,7 +12,7 @@ pub enum DropReason {
     Runt,
     /// Longer than the domain's MTU allows.
     Giant,
-    /// What its port says is left undone on it cannot be done.
+    /// Its header cannot be read, or what that says is left undone on it cannot be done.
     Malformed,
     /// The destination is behind the port the frame came from.
     SamePort,
@@ -28,11 +28,25 @@ pub enum DropReason {
     TooBig,
     /// The kernel had no memory for it.
     NoBuffers,
+    /// Too short for the header its carrier puts before a frame.
+    Truncated,
+    /// It came over a tunnel, but belongs to another session.
+    ForeignSession,
+    /// Its session has another cookie.
+    BadCookie,
+    /// Its tunnel has another key, or another form of header.
+    BadKey,
+    /// Its port is a secure one and may not send frames of this kind.
+    NotAllowed,
+    /// Its port is a secure one and the frame bears an address that is not its own.
+    Spoofed,
+    /// The network finds no way to the other end of the egress port.
+    Unreachable,
 }
 
 impl DropReason {
     /// Every reason, in the order of [`DropReason::index`].
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 17] = [
         Self::Runt,
         Self::Giant,
         Self::Malformed,
@@ -43,6 +57,13 @@ impl DropReason {
         Self::PeerGone,
         Self::TooBig,
         Self::NoBuffers,
+        Self::Truncated,
+        Self::ForeignSession,
+        Self::BadCookie,
+        Self::BadKey,
+        Self::NotAllowed,
+        Self::Spoofed,
+        Self::Unreachable,
     ];
 
     /// Number of reasons.
@@ -66,6 +87,13 @@ impl DropReason {
             Self::PeerGone => "peer-gone",
             Self::TooBig => "too-big",
             Self::NoBuffers => "no-buffers",
+            Self::Truncated => "truncated",
+            Self::ForeignSession => "foreign-session",
+            Self::BadCookie => "bad-cookie",
+            Self::BadKey => "bad-key",
+            Self::NotAllowed => "not-allowed",
+            Self::Spoofed => "spoofed",
+            Self::Unreachable => "unreachable",
         }
     }
 }

@@ -8,6 +8,138 @@ use fabric::{BATCH_FRAMES, Batch, FrameSet};
 
 use crate::retry_eintr;
 
+/// Most bytes of a header in front of a frame.
+pub const HEAD_BYTES: usize = 40;
+
+/// Headers that are in front of the frames of a batch in their datagrams, but not in the batch.
+pub struct Heads {
+    bytes: [[u8; HEAD_BYTES]; BATCH_FRAMES],
+    /// Bytes of each header in a datagram that has all of it.
+    len: usize,
+    /// Bytes of each datagram received.
+    totals: [usize; BATCH_FRAMES],
+}
+
+impl Heads {
+    /// Headers of so many bytes.
+    ///
+    /// # Panics
+    /// If they are more than [`HEAD_BYTES`].
+    pub fn new(len: usize) -> Self {
+        assert!(len <= HEAD_BYTES, "a header has {HEAD_BYTES} bytes at most");
+        Self {
+            bytes: [[0; HEAD_BYTES]; BATCH_FRAMES],
+            len,
+            totals: [0; BATCH_FRAMES],
+        }
+    }
+
+    /// The header received with frame `i`; shorter than the others if the datagram ended within.
+    pub fn received(&self, i: usize) -> &[u8] {
+        &self.bytes[i][..self.len.min(self.totals[i])]
+    }
+
+    /// The header to be sent with the `n`th frame of those that are sent.
+    pub fn to_send(&mut self, n: usize) -> &mut [u8] {
+        &mut self.bytes[n][..self.len]
+    }
+}
+
+/// The same as [`receive`] for frames that have headers in front.
+///
+/// # Errors
+/// As [`receive`].
+pub fn receive_behind(socket: BorrowedFd<'_>, batch: &mut Batch, heads: &mut Heads) -> io::Result<usize> {
+    batch.clear();
+    let mut parts = [[EMPTY_IOVEC; 2]; BATCH_FRAMES];
+    let mut count = 0;
+    for ((pair, head), buffer) in parts.iter_mut().zip(&mut heads.bytes).zip(batch.buffers_mut()) {
+        *pair = [
+            libc::iovec {
+                iov_base: head.as_mut_ptr().cast(),
+                iov_len: heads.len,
+            },
+            libc::iovec {
+                iov_base: buffer.as_mut_ptr().cast(),
+                iov_len: buffer.len(),
+            },
+        ];
+        count += 1;
+    }
+    let mut headers = [EMPTY_HEADER; BATCH_FRAMES];
+    for (header, pair) in headers.iter_mut().zip(&mut parts[..count]) {
+        header.msg_hdr.msg_iov = pair.as_mut_ptr();
+        header.msg_hdr.msg_iovlen = pair.len();
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    // SAFETY: the first `count` headers each point at two iovecs of `parts`, one over `len` bytes of an element of
+    // `heads`, which has as many, and one over a whole buffer of `batch`; both are borrowed mutably and disjoint, and
+    // all of them outlive the call. No names, no ancillary data, no time-out.
+    let received = retry_eintr(|| unsafe {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        count_of(libc::recvmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr(),
+            count,
+            flags,
+            std::ptr::null_mut(),
+        ))
+    })?;
+    for (total, header) in heads.totals.iter_mut().zip(&headers[..received]) {
+        *total = header.msg_len as usize;
+    }
+    let len = heads.len;
+    batch.filled(
+        heads.totals[..received]
+            .iter()
+            .map(|total| total.saturating_sub(len)),
+    );
+    Ok(received)
+}
+
+/// The same as [`send`] for frames that have headers in front: that of the first frame is the first of `heads`.
+///
+/// # Errors
+/// As [`send`].
+pub fn send_behind(socket: BorrowedFd<'_>, batch: &Batch, set: FrameSet, heads: &Heads) -> io::Result<usize> {
+    let mut parts = [[EMPTY_IOVEC; 2]; BATCH_FRAMES];
+    let mut headers = [EMPTY_HEADER; BATCH_FRAMES];
+    let mut count = 0;
+    for ((pair, header), (head, index)) in parts
+        .iter_mut()
+        .zip(&mut headers)
+        .zip(heads.bytes.iter().zip(set.iter()))
+    {
+        let frame = batch.frame(index);
+        *pair = [
+            libc::iovec {
+                iov_base: head.as_ptr().cast_mut().cast(),
+                iov_len: heads.len,
+            },
+            libc::iovec {
+                iov_base: frame.as_ptr().cast_mut().cast(),
+                iov_len: frame.len(),
+            },
+        ];
+        header.msg_hdr.msg_iov = pair.as_mut_ptr();
+        header.msg_hdr.msg_iovlen = pair.len();
+        count += 1;
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the first `count` headers each point at two iovecs of `parts`, one over `len` bytes of an element of
+    // `heads`, which has as many, and one over a frame of `batch`, all of which sending only reads; all of them outlive
+    // the call. No names, no ancillary data.
+    retry_eintr(|| unsafe {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        count_of(libc::sendmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr(),
+            count,
+            flags,
+        ))
+    })
+}
+
 /// Receives as many frames as are there, at most a batch. Never waits.
 ///
 /// The batch then holds exactly the frames received; fewer than its capacity mean that the socket is drained. A frame
@@ -120,6 +252,37 @@ mod tests {
         let error = receive(b.as_fd(), &mut batch).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         assert!(batch.is_empty());
+    }
+
+    #[test]
+    fn headers_go_beside_the_frames() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        let mut out = Batch::new(1518, 4);
+        for n in 0..3u8 {
+            out.push(&[n; 60]);
+        }
+        let mut set = out.all();
+        set.remove(1);
+        let mut heads = Heads::new(8);
+        for n in 0..2u8 {
+            heads.to_send(usize::from(n)).fill(0xa0 + n);
+        }
+        assert_eq!(send_behind(a.as_fd(), &out, set, &heads).unwrap(), 2);
+        a.send(&[1, 2, 3]).unwrap();
+        a.send(&[9; 3000]).unwrap();
+        let mut batch = Batch::new(1518, 4);
+        let mut heads = Heads::new(8);
+        assert_eq!(receive_behind(b.as_fd(), &mut batch, &mut heads).unwrap(), 4);
+        assert_eq!(
+            (heads.received(0), batch.frame(0)),
+            (&[0xa0; 8][..], &[0; 60][..])
+        );
+        assert_eq!(
+            (heads.received(1), batch.frame(1)),
+            (&[0xa1; 8][..], &[2; 60][..])
+        );
+        assert_eq!((heads.received(2), batch.frame(2)), (&[1, 2, 3][..], &[][..]));
+        assert_eq!((batch.wire_len(3), batch.is_cut(3)), (2992, true));
     }
 
     #[test]

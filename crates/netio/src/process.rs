@@ -1,7 +1,7 @@
 //! What a process does about itself.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Marks all descriptors from `first` on as closed when another program is executed. None is closed now, so nothing
 /// that owns one of them is pulled the rug from under.
@@ -33,6 +33,20 @@ pub fn yield_to_others(nice: u8) -> io::Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// A copy of a descriptor this process was started with, by its number.
+///
+/// # Errors
+/// As fcntl(2); `EBADF` if there is none of that number.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; copying a descriptor leaves it, and whoever owns it, as they are.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just handed this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 /// The user namespace that owns a namespace: ioctl_ns(2), `NS_GET_USERNS`.

@@ -4,10 +4,12 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::DomainName;
 use crate::uplink::UplinkSpec;
+use crate::wire::{DgramSpec, GreSpec, L2tpv3Spec, McastSpec, StreamSpec, UdpSpec};
 
 /// Longest request or reply line, in bytes; a longer request is refused and the connection closed.
 pub const LONGEST_LINE: usize = 64 * 1024;
@@ -41,7 +43,7 @@ pub enum Request {
         /// The domain.
         domain: DomainName,
         /// What is to be attached.
-        port: PortSpec,
+        port: NewPort,
     },
     /// Ends a port, whatever it is. Reply: [`Reply::Done`].
     PortRm {
@@ -49,6 +51,15 @@ pub enum Request {
         domain: DomainName,
         /// The port's number.
         id: u32,
+    },
+    /// Makes a port a secure one, or an open one again. Reply: [`Reply::Done`].
+    PortSecure {
+        /// The domain.
+        domain: DomainName,
+        /// The port's number.
+        id: u32,
+        /// What addresses whoever is behind it may use; none makes it an open port.
+        ranges: Vec<IpNet>,
     },
     /// One domain. Reply: [`Reply::Domain`].
     DomainShow {
@@ -199,7 +210,28 @@ impl DomainSpec {
     }
 }
 
-/// A port that is made by request.
+/// A port that is made by request, and how far it is trusted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NewPort {
+    /// What it is.
+    #[serde(flatten)]
+    pub spec: PortSpec,
+    /// What addresses whoever is behind it may use; any, and any kind of frame, if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secure: Vec<IpNet>,
+}
+
+impl From<PortSpec> for NewPort {
+    /// A port that is open to anything.
+    fn from(spec: PortSpec) -> Self {
+        Self {
+            spec,
+            secure: Vec::new(),
+        }
+    }
+}
+
+/// The kinds of port that are made by request.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum PortSpec {
@@ -216,6 +248,29 @@ pub enum PortSpec {
     },
     /// A way to the Internet that needs no privilege.
     Uplink(UplinkSpec),
+    /// An L2TPv3 session, over UDP or IP.
+    L2tpv3(L2tpv3Spec),
+    /// A GRE tunnel.
+    Gre(GreSpec),
+    /// A multicast group (`ethN=mcast` of UML, `socket,mcast=` of QEMU).
+    Mcast(McastSpec),
+    /// Datagrams to and from one other end (`ethN=ucast` of UML, `socket,udp=` and `dgram` of QEMU).
+    Udp(UdpSpec),
+    /// The same over Unix sockets (`dgram` of QEMU).
+    Dgram(DgramSpec),
+    /// A byte stream (`stream` and `socket` of QEMU).
+    Stream(StreamSpec),
+    /// The connected socket sent with the request (`SCM_RIGHTS`).
+    Fd {
+        /// What the port is to be called.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        name: String,
+    },
+    /// A cable to another domain, which gets a port as well.
+    Link {
+        /// The other domain.
+        to: DomainName,
+    },
 }
 
 /// Who may attach to a domain over VDE: the permissions of its VDE directory.
@@ -417,6 +472,9 @@ pub struct PortRow {
     pub drops: BTreeMap<String, u64>,
     /// Addresses learnt on the port.
     pub stations: Vec<String>,
+    /// What addresses whoever is behind it may use; any, if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secure: Vec<IpNet>,
 }
 
 /// The process at the other end of a port.

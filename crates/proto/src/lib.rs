@@ -7,8 +7,10 @@
 pub mod ctl;
 pub mod mac;
 pub mod name;
+pub mod tunnel;
 pub mod uml;
 pub mod uplink;
 pub mod vhost;
+pub mod wire;
 
 pub use name::DomainName;

@@ -1,5 +1,6 @@
 //! The commands that ask a running daemon.
 
+mod cable;
 mod capture;
 mod convert;
 mod lab;
@@ -21,7 +22,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use proto::DomainName;
-use proto::ctl::{DomainSpec, Reply, Request, VdeAccess};
+use proto::ctl::{DomainSpec, PortSpec, Reply, Request, VdeAccess};
 use serde::Serialize;
 
 use crate::cli::{Command, DomainCommand, FdbArguments, PortCommand};
@@ -75,23 +76,40 @@ pub(crate) fn run(directory: &Path, command: Command) -> anyhow::Result<()> {
             }
         }
         Command::Port(PortCommand::Add(arguments)) => {
-            let (domain, json) = (arguments.domain.clone(), arguments.json);
-            let fd = match arguments.placed() {
-                Some((path, name)) => Some(netns::tap_in(path, &name.parse().map_err(anyhow::Error::new)?)?),
-                None => None,
+            let fd = match (arguments.placed(), arguments.fd()) {
+                (Some((path, name)), _) => {
+                    Some(netns::tap_in(path, &name.parse().map_err(anyhow::Error::new)?)?)
+                }
+                (None, Some(number)) => {
+                    let fd = netio::process::inherited(number);
+                    Some(fd.with_context(|| format!("cannot hand over descriptor {number}"))?)
+                }
+                (None, None) => None,
             };
-            let port = arguments.spec();
-            let request = Request::PortAdd { domain, port };
+            let request = Request::PortAdd {
+                domain: arguments.domain.clone(),
+                port: arguments.port(),
+            };
             let reply = match &fd {
                 Some(fd) => connection.ask_with_fd(&request, fd.as_fd()),
                 None => connection.ask(&request),
             };
             match reply? {
-                Reply::Ports(rows) if json => print_json(&rows),
+                Reply::Ports(rows) if arguments.json => print_json(&rows),
                 Reply::Ports(_) => Ok(()),
                 other => unexpected(&other),
             }
         }
+        Command::Port(PortCommand::Secure {
+            domain, id, ranges, ..
+        }) => connection
+            .ask(&Request::PortSecure { domain, id, ranges })
+            .map(drop),
+        Command::Link { a, b } => {
+            let port = PortSpec::Link { to: b }.into();
+            connection.ask(&Request::PortAdd { domain: a, port }).map(drop)
+        }
+        Command::Cable(arguments) => cable::run(connection, arguments.domain, &arguments.command),
         Command::Port(PortCommand::Rm { domain, id }) => {
             connection.ask(&Request::PortRm { domain, id }).map(drop)
         }

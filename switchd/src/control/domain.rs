@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use fabric::PortId;
+use ipnet::IpNet;
+use proto::DomainName;
 use proto::ctl::{DomainRow, DomainSpec, Mode};
 use proto::uml::Address;
 use tokio::task::AbortHandle;
@@ -111,6 +113,18 @@ struct State {
     attendants: BTreeMap<PortId, Attendant>,
     /// It has an uplink, or is just getting one.
     has_uplink: bool,
+    extras: BTreeMap<PortId, Extras>,
+}
+
+/// What some ports have besides a number.
+#[derive(Default)]
+struct Extras {
+    /// What addresses whoever is behind it may use.
+    secure: Vec<IpNet>,
+    /// The file of its socket.
+    file: Option<PathBuf>,
+    /// The domain at the other end.
+    cable: Option<DomainName>,
 }
 
 impl Domain {
@@ -207,9 +221,57 @@ impl Domain {
         self.state().names.remove(name);
     }
 
-    /// Gives a port number back.
+    /// Gives a port number back, with what belonged to it.
     pub(crate) fn release(&self, id: PortId) {
-        self.state().ports.remove(&id);
+        let extras = {
+            let mut state = self.state();
+            state.ports.remove(&id);
+            state.extras.remove(&id)
+        };
+        if let Some(path) = extras.and_then(|extras| extras.file) {
+            remove_if_there(&path);
+        }
+    }
+
+    /// Says what addresses whoever is behind a port may use.
+    pub(crate) fn set_secure(&self, id: PortId, nets: &[IpNet]) {
+        self.state().extras.entry(id).or_default().secure = nets.to_vec();
+    }
+
+    /// What addresses whoever is behind a port may use; any, if there are none.
+    pub(crate) fn secure(&self, id: PortId) -> Vec<IpNet> {
+        self.state()
+            .extras
+            .get(&id)
+            .map_or_else(Vec::new, |extras| extras.secure.clone())
+    }
+
+    /// Leaves a file to a port, to go with it.
+    pub(crate) fn own_file(&self, id: PortId, path: PathBuf) {
+        let mut state = self.state();
+        if state.ports.contains(&id) {
+            state.extras.entry(id).or_default().file = Some(path);
+        } else {
+            remove_if_there(&path);
+        }
+    }
+
+    /// Says where the cable at a port leads.
+    pub(crate) fn set_cable(&self, id: PortId, to: DomainName) {
+        let mut state = self.state();
+        if state.ports.contains(&id) {
+            state.extras.entry(id).or_default().cable = Some(to);
+        }
+    }
+
+    /// Where cables lead.
+    pub(crate) fn cables(&self) -> Vec<DomainName> {
+        let state = self.state();
+        state
+            .extras
+            .values()
+            .filter_map(|extras| extras.cable.clone())
+            .collect()
     }
 
     /// Keeps the domain until [`Domain::let_go`]; false if it is on its way out.
@@ -291,6 +353,10 @@ impl Domain {
 
     /// Removes every socket file of the domain.
     fn remove_files(&self) {
+        let extras = std::mem::take(&mut self.state().extras);
+        for path in extras.into_values().filter_map(|extras| extras.file) {
+            remove_if_there(&path);
+        }
         let shared = self.compat.get().and(self.sockets.shared.as_ref());
         let Sockets {
             control, bess, vhost, ..

@@ -12,15 +12,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use fabric::{MacAddr, PortId};
+use ipnet::IpNet;
 use proto::DomainName;
-use proto::ctl::{Daemon, DomainSpec, Error, ErrorCode, PortSpec};
+use proto::ctl::{self, Daemon, DomainSpec, Error, ErrorCode, PortSpec};
 use tokio::sync::{Notify, oneshot};
 
 use super::domain::{Domain, Sockets, clear_directory, remove_if_there, settings};
 use super::flight::Flights;
 use super::handshake::Refusal;
 use super::listeners::Listeners;
-use super::{tap, uplink, vde};
+use super::plug::{Place, ranges};
+use super::{cable, handed, stream, tap, uplink, vde, wire};
 use crate::datapath::capture::{Feed, FeedId};
 use crate::datapath::{Command, DomainId, Handle, NewPort, Snapshot};
 
@@ -221,6 +223,11 @@ impl Registry {
 
     /// Hands a port to the domain's worker.
     pub(crate) async fn attach(&self, domain: &Domain, port: NewPort) -> io::Result<()> {
+        let secure = domain.secure(port.id);
+        if !secure.is_empty() {
+            // The worker takes it before the port, which thus is a secure one from its first frame on.
+            self.workers[domain.worker].send(Command::Secure(domain.id, port.id, ranges(&secure)));
+        }
         let answer = self
             .ask(domain, |answer| {
                 Command::Attach(domain.id, Box::new(port), answer)
@@ -233,14 +240,49 @@ impl Registry {
     pub(crate) async fn add_port(
         self: &Arc<Self>,
         domain: &Arc<Domain>,
-        spec: &PortSpec,
+        port: &ctl::NewPort,
         fd: Option<OwnedFd>,
     ) -> Result<PortId, Error> {
-        match spec {
-            PortSpec::Tap { interface } => tap::add(self, domain, interface).await,
-            PortSpec::TapFd { name } => tap::add_handed(self, domain, name, fd).await,
+        let place = Place {
+            registry: self,
+            domain,
+            secure: &port.secure,
+        };
+        match &port.spec {
+            PortSpec::Tap { interface } => tap::add(place, interface).await,
+            PortSpec::TapFd { name } => tap::add_handed(place, name, fd).await,
+            PortSpec::Uplink(_) if !port.secure.is_empty() => Err(invalid(
+                "cannot attach uplink: it cannot be a secure port".to_owned(),
+            )),
             PortSpec::Uplink(spec) => uplink::add(self, domain, spec).await,
+            PortSpec::L2tpv3(spec) => wire::l2tpv3(place, spec).await,
+            PortSpec::Gre(spec) => wire::gre(place, spec).await,
+            PortSpec::Mcast(spec) => wire::mcast(place, spec).await,
+            PortSpec::Udp(spec) => wire::udp(place, spec).await,
+            PortSpec::Dgram(spec) => wire::dgram(place, spec).await,
+            PortSpec::Stream(spec) => stream::add(place, spec).await,
+            PortSpec::Fd { name } => handed::add(place, name, fd).await,
+            PortSpec::Link { to } => cable::add(place, to).await,
         }
+    }
+
+    /// Makes a port a secure one, or an open one.
+    pub(crate) async fn secure_port(&self, domain: &Domain, id: PortId, nets: &[IpNet]) -> Result<(), Error> {
+        self.find_port(domain, id).await?;
+        domain.set_secure(id, nets);
+        self.workers[domain.worker].send(Command::Secure(domain.id, id, ranges(nets)));
+        Ok(())
+    }
+
+    async fn find_port(&self, domain: &Domain, id: PortId) -> Result<(), Error> {
+        let snapshot = self.snapshot(domain).await;
+        if snapshot.is_some_and(|snapshot| snapshot.ports.iter().any(|port| port.id == id)) {
+            return Ok(());
+        }
+        Err(Error {
+            code: ErrorCode::NotFound,
+            message: format!("there is no port {id} in domain {}", domain.spec.domain),
+        })
     }
 
     /// Ends a port; the task that watches it does the rest.
@@ -249,13 +291,7 @@ impl Registry {
             attendant.end().await;
             return Ok(());
         }
-        let snapshot = self.snapshot(domain).await;
-        if !snapshot.is_some_and(|snapshot| snapshot.ports.iter().any(|port| port.id == id)) {
-            return Err(Error {
-                code: ErrorCode::NotFound,
-                message: format!("there is no port {id} in domain {}", domain.spec.domain),
-            });
-        }
+        self.find_port(domain, id).await?;
         self.unplug(domain, id).await;
         Ok(())
     }

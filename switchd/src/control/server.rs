@@ -157,9 +157,9 @@ impl Client {
             }
             Request::DomainShow { domain } => row(&registry, &*registry.find(&domain)?).await,
             Request::PortAdd { domain, port } => {
-                let fd = match port {
-                    PortSpec::TapFd { .. } => self.fds.pop_front(),
-                    PortSpec::Tap { .. } | PortSpec::Uplink(_) => None,
+                let fd = match port.spec {
+                    PortSpec::TapFd { .. } | PortSpec::Fd { .. } => self.fds.pop_front(),
+                    _ => None,
                 };
                 let domain = registry.find(&domain)?;
                 let id = registry.add_port(&domain, &port, fd).await?;
@@ -171,6 +171,10 @@ impl Client {
             }
             Request::PortRm { domain, id } => registry
                 .end_port(&*registry.find(&domain)?, PortId(id))
+                .await
+                .map(|()| Reply::Done),
+            Request::PortSecure { domain, id, ranges } => registry
+                .secure_port(&*registry.find(&domain)?, PortId(id), &ranges)
                 .await
                 .map(|()| Reply::Done),
             Request::PortLs { domain } => self.ports(domain).await,
@@ -245,12 +249,7 @@ impl Client {
             let Some(snapshot) = self.registry.snapshot(&domain).await else {
                 continue;
             };
-            rows.extend(
-                snapshot
-                    .ports
-                    .into_iter()
-                    .map(|port| port_row(&domain.spec.domain, port)),
-            );
+            rows.extend(snapshot.ports.into_iter().map(|port| port_row(&domain, port)));
         }
         Ok(Reply::Ports(rows))
     }
@@ -305,9 +304,10 @@ async fn row(registry: &Registry, domain: &Domain) -> Result<Reply, Error> {
         .ok_or_else(gone)
 }
 
-fn port_row(domain: &DomainName, port: PortSnapshot) -> PortRow {
+fn port_row(domain: &Domain, port: PortSnapshot) -> PortRow {
     PortRow {
-        domain: domain.clone(),
+        domain: domain.spec.domain.clone(),
+        secure: domain.secure(port.id),
         id: port.id.0,
         kind: port.kind.to_owned(),
         name: port.identity.name,

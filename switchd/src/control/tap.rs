@@ -2,21 +2,18 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use fabric::PortId;
 use netio::tap::{IfName, Tap};
 use proto::ctl::{Error, ErrorCode};
-use tokio::sync::oneshot;
 
-use super::accept::LivePort;
-use super::domain::Domain;
-use super::registry::{Registry, failed, invalid};
-use crate::datapath::port::{Identity, Link};
-use crate::datapath::{NewPort, tap};
+use super::plug::Place;
+use super::registry::{failed, invalid};
+use crate::datapath::port::Link;
+use crate::datapath::tap;
 
 /// Attaches a tap device that exists.
-pub(super) async fn add(registry: &Arc<Registry>, domain: &Arc<Domain>, name: &str) -> Result<PortId, Error> {
+pub(super) async fn add(place: Place<'_>, name: &str) -> Result<PortId, Error> {
     let interface: IfName = name.parse().map_err(|error| invalid(format!("{error}")))?;
     // Opening would make a device that is not there, and root would never notice a slip of the pen.
     if nix::net::if_::if_nametoindex(interface.as_str()).is_err() {
@@ -30,13 +27,12 @@ pub(super) async fn add(registry: &Arc<Registry>, domain: &Arc<Domain>, name: &s
     }
     let device = Tap::open_offloaded(&interface)
         .map_err(|error| failed(format!("cannot attach {name}: {error}{}", hint(name, &error))))?;
-    attach(registry, domain, name, device).await
+    place.plug(name, Link::Tap(tap::Link::with_offload(device))).await
 }
 
 /// Attaches a tap device that somebody else has opened, by the name it is to have here.
 pub(super) async fn add_handed(
-    registry: &Arc<Registry>,
-    domain: &Arc<Domain>,
+    place: Place<'_>,
     name: &str,
     device: Option<OwnedFd>,
 ) -> Result<PortId, Error> {
@@ -46,33 +42,7 @@ pub(super) async fn add_handed(
         ))
     })?;
     Tap::check_offloaded(&device).map_err(|error| invalid(format!("cannot attach {name}: {error}")))?;
-    attach(registry, domain, name, device).await
-}
-
-async fn attach(
-    registry: &Arc<Registry>,
-    domain: &Arc<Domain>,
-    name: &str,
-    device: OwnedFd,
-) -> Result<PortId, Error> {
-    let taken = |id| failed(format!("cannot attach {name}: port {id} is not free"));
-    let id = domain.reserve(None).map_err(taken)?;
-    let (alive, gone) = oneshot::channel();
-    let port = NewPort {
-        id,
-        link: Link::Tap(tap::Link::with_offload(device)),
-        identity: Identity::now(name.to_owned(), None),
-        alive,
-    };
-    if let Err(error) = registry.attach(domain, port).await {
-        domain.release(id);
-        return Err(failed(format!("cannot attach {name}: {error}")));
-    }
-    let port = LivePort { id, peer: None, gone };
-    let (registry, domain) = (Arc::clone(registry), Arc::clone(domain));
-    // The data path sees the device's end.
-    tokio::spawn(async move { port.live(&registry, &domain, std::future::pending()).await });
-    Ok(id)
+    place.plug(name, Link::Tap(tap::Link::with_offload(device))).await
 }
 
 fn hint(name: &str, error: &io::Error) -> String {

@@ -459,6 +459,13 @@ const fn comment(reason: DropReason) -> &'static str {
         DropReason::PeerGone => "dropped: peer-gone",
         DropReason::TooBig => "dropped: too-big",
         DropReason::NoBuffers => "dropped: no-buffers",
+        DropReason::Truncated => "dropped: truncated",
+        DropReason::ForeignSession => "dropped: foreign-session",
+        DropReason::BadCookie => "dropped: bad-cookie",
+        DropReason::BadKey => "dropped: bad-key",
+        DropReason::NotAllowed => "dropped: not-allowed",
+        DropReason::Spoofed => "dropped: spoofed",
+        DropReason::Unreachable => "dropped: unreachable",
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use fabric::{Batch, DropReason, Fdb, FrameSet, MacAddr, PortId};
+use fabric::{Batch, DropReason, Fdb, FrameSet, Guard, MacAddr, PortId, Range};
 use netio::poll::{Interest, Poller};
 use tokio::sync::oneshot;
 
@@ -17,6 +17,7 @@ use super::{NewPort, PortSnapshot, Snapshot};
 pub(super) struct Domain {
     slot: Slot,
     fabric: fabric::Domain,
+    guard: Guard,
     ports: Vec<Option<Port>>,
     feeds: Vec<Feed>,
     /// Ports that get every frame, and never hold anybody back.
@@ -31,6 +32,7 @@ impl Domain {
         Self {
             slot,
             fabric: fabric::Domain::new(settings),
+            guard: Guard::default(),
             ports: Vec::new(),
             feeds: Vec::new(),
             dumps: Vec::new(),
@@ -50,6 +52,11 @@ impl Domain {
         let rx = port.link.rx(&mut parcel.batch);
         port.readable = matches!(rx, Rx::More);
         port.count_rx(&parcel.batch);
+        if !self.guard.is_empty() {
+            let ageing = self.fabric.settings().ageing;
+            self.guard
+                .check(&mut parcel.batch, ingress, context.fabric_now(), ageing);
+        }
 
         let mut plan = std::mem::take(&mut context.plan);
         self.fabric
@@ -423,6 +430,7 @@ impl Domain {
             context.pool.put(parcel);
         }
         self.fabric.detach(id);
+        self.guard.forget(id);
         self.dumps.retain(|&dump| dump != id);
         self.departed.add(&port.counters);
         let (rx, tx) = port.link.fds();
@@ -479,6 +487,11 @@ impl Domain {
 
     pub(super) fn fdb_mut(&mut self) -> &mut Fdb {
         self.fabric.fdb_mut()
+    }
+
+    /// Makes a port, or the next one of that number, a secure one; an open one without ranges.
+    pub(super) fn secure(&mut self, id: PortId, ranges: Vec<Range>) {
+        self.guard.secure(id, ranges);
     }
 
     pub(super) fn add_feed(&mut self, feed: Feed) {

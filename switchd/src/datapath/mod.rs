@@ -18,6 +18,7 @@ pub(crate) mod stream;
 pub(crate) mod tap;
 pub(crate) mod uml;
 pub(crate) mod vhost;
+pub(crate) mod wire;
 mod worker;
 
 use std::convert::Infallible;
@@ -27,7 +28,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fabric::{MacAddr, PortId, StaticError};
+use fabric::{MacAddr, PortId, Range, StaticError};
 use netio::poll::{Interest, Poller};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::oneshot;
@@ -56,6 +57,8 @@ pub(crate) enum Command {
     Attach(DomainId, Box<NewPort>, oneshot::Sender<io::Result<()>>),
     /// Reads what the port still holds, then removes it.
     Detach(DomainId, PortId, oneshot::Sender<()>),
+    /// Makes a port, or the next one of that number, a secure one; an open one without ranges.
+    Secure(DomainId, PortId, Vec<Range>),
     Snapshot(DomainId, oneshot::Sender<Snapshot>),
     Fdb(DomainId, oneshot::Sender<Vec<fabric::FdbRow>>),
     FdbAdd(

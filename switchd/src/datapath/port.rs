@@ -2,15 +2,16 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant, SystemTime};
 
 use fabric::{Batch, DropReason, Drops, FrameSet, Offloads, PortId};
+use nix::sys::eventfd::EventFd;
 use proto::ctl::Peer;
 use tokio::sync::oneshot;
 
 use super::flow::Egress;
-use super::{bess, stream, tap, uml, vhost};
+use super::{bess, stream, tap, uml, vhost, wire};
 
 /// The carrier of a port's frames, settled once per batch.
 pub(crate) enum Link {
@@ -30,6 +31,20 @@ pub(crate) enum Link {
     UplinkStream(stream::Link),
     /// The rings of a guest that shares its memory.
     Vhost(Box<vhost::Link>),
+    /// Datagrams to somewhere else.
+    Wire(wire::Link),
+    /// A byte stream.
+    Stream(stream::Link),
+    /// A connected pair of sockets that keeps records apart, of which we were given one.
+    Fd(bess::Link),
+    /// The same as a byte stream.
+    FdStream(stream::Link),
+    /// The same with datagrams.
+    FdDgram(uml::Link),
+    /// The end of a cable to another domain.
+    Cable(bess::Link),
+    /// Nothing, in place of a link that is yet to come.
+    Waiting(&'static str, EventFd),
 }
 
 /// How receiving went.
@@ -81,7 +96,7 @@ pub(crate) enum Tx {
 
 impl Link {
     /// The field's word for the kind of link.
-    pub(crate) const fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Uml(_) => "uml",
             Self::Vde(_) => "vde",
@@ -90,6 +105,11 @@ impl Link {
             Self::Tap(_) => "tap",
             Self::Uplink(_) | Self::UplinkStream(_) => "uplink",
             Self::Vhost(_) => "vhost",
+            Self::Wire(link) => link.kind(),
+            Self::Stream(_) => "stream",
+            Self::Fd(_) | Self::FdStream(_) | Self::FdDgram(_) => "fd",
+            Self::Cable(_) => "link",
+            Self::Waiting(kind, _) => kind,
         }
     }
 
@@ -97,10 +117,12 @@ impl Link {
     /// a guest that shares its memory one that becomes readable.
     pub(crate) fn fds(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
         match self {
-            Self::Uml(link) | Self::Vde(link) | Self::Dump(link) => link.fds(),
-            Self::Bess(link) | Self::Uplink(link) => (link.fd(), None),
-            Self::UplinkStream(link) => (link.fd(), None),
+            Self::Uml(link) | Self::Vde(link) | Self::Dump(link) | Self::FdDgram(link) => link.fds(),
+            Self::Bess(link) | Self::Fd(link) | Self::Cable(link) | Self::Uplink(link) => (link.fd(), None),
             Self::Tap(link) => (link.fd(), None),
+            Self::Wire(link) => link.fds(),
+            Self::Stream(link) | Self::FdStream(link) | Self::UplinkStream(link) => (link.fd(), None),
+            Self::Waiting(_, fd) => (fd.as_fd(), None),
             Self::Vhost(link) => {
                 let (rx, tx) = link.fds();
                 (rx, Some(tx))
@@ -137,10 +159,12 @@ impl Link {
     pub(crate) fn rx(&mut self, batch: &mut Batch) -> Rx {
         let received = match self {
             Self::Vhost(link) => return link.rx(batch),
-            Self::Uml(link) | Self::Vde(link) | Self::Dump(link) => link.rx(batch),
-            Self::Bess(link) | Self::Uplink(link) => link.rx(batch),
-            Self::UplinkStream(link) => link.rx(batch),
+            Self::Uml(link) | Self::Vde(link) | Self::Dump(link) | Self::FdDgram(link) => link.rx(batch),
+            Self::Bess(link) | Self::Fd(link) | Self::Cable(link) | Self::Uplink(link) => link.rx(batch),
             Self::Tap(link) => link.rx(batch),
+            Self::Wire(link) => link.rx(batch),
+            Self::Stream(link) | Self::FdStream(link) | Self::UplinkStream(link) => link.rx(batch),
+            Self::Waiting(..) => Ok(0),
         };
         match received {
             Ok(count) if count == batch.capacity() => Rx::More,
@@ -153,10 +177,16 @@ impl Link {
     fn send(&mut self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
         match self {
             Self::Vhost(link) => link.tx(batch, frames),
-            Self::Uml(link) | Self::Vde(link) | Self::Dump(link) => link.tx(batch, frames),
-            Self::Bess(link) | Self::Uplink(link) => link.tx(batch, frames),
-            Self::UplinkStream(link) => link.tx(batch, frames),
+            Self::Uml(link) | Self::Vde(link) | Self::Dump(link) | Self::FdDgram(link) => {
+                link.tx(batch, frames)
+            }
+            Self::Bess(link) | Self::Fd(link) | Self::Cable(link) | Self::Uplink(link) => {
+                link.tx(batch, frames)
+            }
             Self::Tap(link) => link.tx(batch, frames),
+            Self::Wire(link) => link.tx(batch, frames),
+            Self::Stream(link) | Self::FdStream(link) | Self::UplinkStream(link) => link.tx(batch, frames),
+            Self::Waiting(..) => Err(io::Error::from_raw_os_error(libc::EHOSTUNREACH)),
         }
     }
 }
@@ -371,6 +401,7 @@ impl Port {
 fn frame_fault(error: &io::Error) -> DropReason {
     match error.raw_os_error() {
         Some(libc::EMSGSIZE) => DropReason::TooBig,
+        Some(libc::EHOSTUNREACH) => DropReason::Unreachable,
         _ => DropReason::NoBuffers,
     }
 }

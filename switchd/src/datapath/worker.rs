@@ -277,6 +277,11 @@ impl Worker {
                 Some((domain, context)) => domain.detach(port, done, context),
                 None => drop(done.send(())),
             },
+            Command::Secure(id, port, ranges) => {
+                if let Some((domain, _)) = self.find(id) {
+                    domain.secure(port, ranges);
+                }
+            }
             Command::Snapshot(id, answer) => {
                 if let Some((domain, context)) = self.find(id) {
                     let _ = answer.send(domain.snapshot(context.fabric_now()));
