@@ -49,6 +49,22 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
+/// Lets the calling thread run only where no other thread wants a processor, or nearly: `SCHED_IDLE` of sched(7). The
+/// way back needs a privilege, so this is for good.
+///
+/// # Errors
+/// As sched_setscheduler(2).
+pub fn run_when_idle() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the call reads the parameters and keeps no reference to them; 0 is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 /// The user namespace that owns a namespace: ioctl_ns(2), `NS_GET_USERNS`.
 ///
 /// # Errors
@@ -70,6 +86,16 @@ mod tests {
     use super::*;
     use std::fs::File;
     use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_thread_gives_way_alone() {
+        // SAFETY: the call takes an integer and touches no memory.
+        let policy = || unsafe { libc::sched_getscheduler(0) };
+        let before = policy();
+        let within = std::thread::spawn(move || run_when_idle().map(|()| policy()));
+        assert_eq!(within.join().unwrap().unwrap(), libc::SCHED_IDLE);
+        assert_eq!(policy(), before);
+    }
 
     #[test]
     fn a_network_knows_its_owner() {

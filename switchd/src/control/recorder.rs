@@ -80,6 +80,8 @@ struct Work {
     stop: Box<dyn Fn() + Send>,
     merged: Vec<u8>,
     last: Duration,
+    /// It cannot keep up with the wire, and has given way.
+    behind: bool,
 }
 
 impl Recorder {
@@ -105,6 +107,7 @@ impl Recorder {
             stop,
             merged: Vec::new(),
             last: Duration::ZERO,
+            behind: false,
         };
         let result = work.run();
         result.map_err(|source| Broken {
@@ -134,6 +137,7 @@ impl Work {
                 } else {
                     self.sources[source].chunks.push_back(chunk);
                 }
+                self.give_way();
                 if self.is_full() {
                     break;
                 }
@@ -144,6 +148,16 @@ impl Work {
             }
         }
         self.finish(single)
+    }
+
+    /// A capture that has lost frames loses more from now on, rather than take a processor from the wire it watches.
+    fn give_way(&mut self) {
+        if !self.behind && self.drain.dropped() > 0 {
+            self.behind = true;
+            if let Err(error) = netio::process::run_when_idle() {
+                tracing::warn!("a capture that is behind goes on as it was: {error}");
+            }
+        }
     }
 
     fn is_full(&self) -> bool {

@@ -15,6 +15,9 @@ use crate::pcapng;
 /// How often a writer that waits for its reader looks whether anybody still wants the file.
 const LOOK_MS: u16 = 100;
 
+/// Bytes written at once. Kernels without preemption give a processor to forwarding only between system calls.
+const WRITE_BYTES: usize = 16 * 1024;
+
 /// A destination of whole blocks.
 pub(crate) struct Sink {
     file: File,
@@ -54,7 +57,8 @@ impl Sink {
     pub(crate) fn write(&mut self, blocks: &[u8]) -> io::Result<()> {
         let mut done = 0;
         while done < blocks.len() {
-            match self.file.write(&blocks[done..]) {
+            let end = blocks.len().min(done + WRITE_BYTES);
+            match self.file.write(&blocks[done..end]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
