@@ -17,6 +17,12 @@ use crate::wait;
 /// The users every [`Net`] knows besides the system's, with numbers no system gives.
 pub const USERS: [(&str, u32); 3] = [("alice", 61_001), ("bob", 61_002), ("maximilian", 61_003)];
 
+/// iptables over the kernel interface it had before nftables.
+const LEGACY: &str = "iptables-legacy";
+
+/// The firewalls a host may have.
+pub const FIREWALLS: [&str; 3] = ["nft", "iptables", LEGACY];
+
 /// A network namespace with a private `/var/lib`, `/run`, `/etc/passwd` and `/dev/net/tun`.
 #[derive(Debug)]
 pub struct Net {
@@ -94,6 +100,24 @@ impl Net {
         let mut words = line.split_whitespace();
         let name = words.next().expect("a program");
         Process::start(self.command(tool(name)).args(words).stdin(Stdio::piped()))
+    }
+
+    /// Makes this a host of one of [`FIREWALLS`], and returns what tapctl calls it. iptables over the old kernel
+    /// interface has its tables from the start, because no tool takes them away again.
+    #[track_caller]
+    pub fn firewall(&self, name: &'static str) -> &'static str {
+        if name != LEGACY {
+            return name;
+        }
+        self.script(
+            "mount --bind /usr/sbin/xtables-legacy-multi /usr/sbin/xtables-nft-multi
+            iptables --version | grep -q legacy
+            for table in filter nat mangle; do
+                iptables -t $table -S >/dev/null
+                ip6tables -t $table -S >/dev/null
+            done",
+        );
+        "iptables"
     }
 
     /// tapctl, to be run here by root.

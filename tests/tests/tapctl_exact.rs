@@ -1,7 +1,7 @@
 //! After `down` the host is byte for byte what it was before `up`: links, addresses, routes, rules of both firewalls,
 //! kernel switches.
 
-use tests::netns::{Net, World, assert_same};
+use tests::netns::{FIREWALLS, Net, World, assert_same};
 
 /// A host that others have set up: its own rules in both firewalls, chains like Docker's, a tap of somebody's.
 fn furnish(host: &Net) {
@@ -46,20 +46,21 @@ const FURNISHINGS: [(&str, &str); 3] = [
 
 #[test]
 fn down_leaves_the_host_as_up_found_it() {
-    for backend in ["nft", "iptables"] {
+    for firewall in FIREWALLS {
         for (name, forward) in FURNISHINGS {
             let World {
                 host,
                 internet: _internet,
                 ..
             } = &World::new();
+            let backend = host.firewall(firewall);
             if !forward.is_empty() {
                 furnish(host);
                 host.script(&format!("echo {forward} >/proc/sys/net/ipv4/ip_forward"));
             }
             // A device with its own opinion, which the global switch overrides.
             host.script("echo 1 >/proc/sys/net/ipv4/conf/eth0/forwarding");
-            let when = format!("after down, {backend} on {name}");
+            let when = format!("after down, {firewall} on {name}");
             let before = host.state();
             host.tap_for("alice", &format!("up --addr 10.0.0.1 --firewall {backend}"))
                 .ok();
@@ -70,7 +71,7 @@ fn down_leaves_the_host_as_up_found_it() {
             assert_same(
                 &up,
                 &host.state(),
-                &format!("after the second up, {backend} on {name}"),
+                &format!("after the second up, {firewall} on {name}"),
             );
             host.tap_for("alice", "up --domain lab --addr 10.0.1.1 --addr6 fd00:1::1")
                 .ok();

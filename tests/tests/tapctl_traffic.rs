@@ -1,9 +1,7 @@
-//! What guests behind a tap reach and what they do not, with real frames, under both firewalls.
+//! What guests behind a tap reach and what they do not, with real frames, under every firewall.
 
-use tests::netns::{Guest, Net, PAGE, World, fetch, serve};
+use tests::netns::{FIREWALLS, Guest, Net, PAGE, World, fetch, serve};
 use tests::program::Process;
-
-const BACKENDS: [&str; 2] = ["nft", "iptables"];
 
 /// Page of the host's own web server.
 const SECRET: &str = "a page of the host\n";
@@ -16,9 +14,10 @@ struct Lab {
 }
 
 /// Two users with a tap and a guest each, on a host that has a web server of its own.
-fn lab(backend: &str, flags: &str) -> Lab {
+fn lab(firewall: &'static str, flags: &str) -> Lab {
     let world = World::new();
     let host = &world.host;
+    let backend = host.firewall(firewall);
     if backend == "iptables" {
         // As Docker leaves it: nothing is forwarded but what a rule accepts.
         host.script("iptables -P FORWARD DROP; ip6tables -P FORWARD DROP");
@@ -45,25 +44,25 @@ fn lab(backend: &str, flags: &str) -> Lab {
 
 #[test]
 fn guests_reach_the_outside_and_nothing_of_the_host() {
-    for backend in BACKENDS {
+    for firewall in FIREWALLS {
         let Lab {
             world, alice, bob, ..
-        } = &lab(backend, "");
+        } = &lab(firewall, "");
         let host = &world.host;
         assert_eq!(
             fetch(&alice.net, "192.0.2.1").as_deref(),
             Some(PAGE),
-            "by NAT, {backend}"
+            "by NAT, {firewall}"
         );
         assert_eq!(
             fetch(&alice.net, "2001:db8::1").as_deref(),
             Some(PAGE),
-            "by NAT, IPv6, {backend}"
+            "by NAT, IPv6, {firewall}"
         );
         assert_eq!(
             fetch(&bob.net, "192.0.2.1").as_deref(),
             Some(PAGE),
-            "bob's, {backend}"
+            "bob's, {firewall}"
         );
         // The host's services on all its addresses; it would answer anybody else.
         assert_eq!(fetch(host, "10.0.1.1").as_deref(), Some(SECRET));
@@ -72,32 +71,36 @@ fn guests_reach_the_outside_and_nothing_of_the_host() {
             assert_eq!(
                 fetch(&alice.net, address),
                 None,
-                "{address} of the host, {backend}"
+                "{address} of the host, {firewall}"
             );
         }
         // The host reaches its guests, and they may answer.
         let _page = serve(&alice.net, "a guest\n");
         tests::wait::until_true("the guest serves", || fetch(&alice.net, "127.0.0.1").is_some());
-        assert_eq!(fetch(host, "10.0.1.2").as_deref(), Some("a guest\n"), "{backend}");
+        assert_eq!(
+            fetch(host, "10.0.1.2").as_deref(),
+            Some("a guest\n"),
+            "{firewall}"
+        );
         // Another user's guest does not.
-        assert_eq!(fetch(&bob.net, "10.0.1.2"), None, "{backend}");
+        assert_eq!(fetch(&bob.net, "10.0.1.2"), None, "{firewall}");
         assert_eq!(
             bob.net.run("ping -c 1 -W 1 10.0.1.2").code(),
             Some(1),
-            "{backend}"
+            "{firewall}"
         );
         assert_eq!(
             bob.net.run("ping -c 1 -W 1 fd00:1::2").code(),
             Some(1),
-            "{backend}"
+            "{firewall}"
         );
     }
 }
 
 #[test]
 fn what_is_redirected_on_the_host_counts_as_the_hosts() {
-    for backend in BACKENDS {
-        let Lab { world, alice, .. } = &lab(backend, "");
+    for firewall in FIREWALLS {
+        let Lab { world, alice, .. } = &lab(firewall, "");
         // A container with a published port.
         let container = Net::new();
         world.host.cable("c0", &container, "eth0");
@@ -112,14 +115,14 @@ fn what_is_redirected_on_the_host_counts_as_the_hosts() {
         tests::wait::until_true("the container is published", || {
             published(&world.internet) == Some(0)
         });
-        assert_ne!(published(&alice.net), Some(0), "{backend}");
+        assert_ne!(published(&alice.net), Some(0), "{firewall}");
     }
 }
 
 #[test]
 fn only_the_declared_subnet_is_forwarded() {
-    for backend in BACKENDS {
-        let Lab { world, alice, .. } = &lab(backend, "");
+    for firewall in FIREWALLS {
+        let Lab { world, alice, .. } = &lab(firewall, "");
         let guest = &alice.net;
         // The internet knows the way back, so only the host stands in between; and its own check is turned off.
         world.internet.script("ip route add 10.66.0.0/24 via 192.0.2.2");
@@ -131,12 +134,12 @@ fn only_the_declared_subnet_is_forwarded() {
         assert_eq!(
             guest.run("ping -c 1 -W 2 -I 10.0.1.2 192.0.2.1").code(),
             Some(0),
-            "{backend}"
+            "{firewall}"
         );
         assert_eq!(
             guest.run("ping -c 1 -W 1 -I 10.66.0.1 192.0.2.1").code(),
             Some(1),
-            "{backend}"
+            "{firewall}"
         );
         // Declared, it passes.
         world.host.script("ip route del 10.66.0.0/24 dev nk_tap_alice");
@@ -144,46 +147,47 @@ fn only_the_declared_subnet_is_forwarded() {
         assert_eq!(
             guest.run("ping -c 1 -W 2 -I 10.66.0.1 192.0.2.1").code(),
             Some(0),
-            "{backend}"
+            "{firewall}"
         );
     }
 }
 
 #[test]
 fn what_is_allowed_is_reached() {
-    for backend in BACKENDS {
+    for firewall in FIREWALLS {
         let Lab {
             world, alice, bob, ..
-        } = &lab(backend, "--allow-host --allow-taps");
-        assert_eq!(fetch(&alice.net, "192.0.2.1").as_deref(), Some(PAGE), "{backend}");
+        } = &lab(firewall, "--allow-host --allow-taps");
+        assert_eq!(
+            fetch(&alice.net, "192.0.2.1").as_deref(),
+            Some(PAGE),
+            "{firewall}"
+        );
         for address in ["10.0.1.1", "192.0.2.2", "2001:db8::2"] {
             assert_eq!(
                 fetch(&alice.net, address).as_deref(),
                 Some(SECRET),
-                "{address}, {backend}"
+                "{address}, {firewall}"
             );
         }
         assert_eq!(
             bob.net.run("ping -c 1 -W 2 10.0.1.2").code(),
             Some(0),
-            "{backend}"
+            "{firewall}"
         );
         // One who does not allow it closes the way for both.
         world.host.tap_for("bob", "down").ok();
-        world
-            .host
-            .tap_for("bob", &format!("up --addr 10.0.2.1 --firewall {backend}"))
-            .ok();
+        world.host.tap_for("bob", "up --addr 10.0.2.1").ok();
         let bob = Guest::new(&world.host, "nk_tap_bob", "bob", "10.0.2.2/24", "10.0.2.1");
         assert_eq!(
             bob.net.run("ping -c 1 -W 1 10.0.1.2").code(),
             Some(1),
-            "{backend}"
+            "{firewall}"
         );
         assert_eq!(
             alice.net.run("ping -c 1 -W 1 10.0.2.2").code(),
             Some(1),
-            "{backend}"
+            "{firewall}"
         );
     }
 }
