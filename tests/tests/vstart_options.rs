@@ -511,6 +511,7 @@ fn consoles_in_tmux_and_in_a_window_work() {
     let tmux = |args: &[&str]| {
         let tool = tests::program::tool("tmux");
         let output = std::process::Command::new(tool)
+            .args(["-L", "netkit"])
             .args(args)
             .env("TMUX_TMPDIR", home.path())
             .output()
@@ -522,9 +523,48 @@ fn consoles_in_tmux_and_in_a_window_work() {
     wait_for("the answer in tmux", || {
         tmux(&["capture-pane", "-p", "-t", "pc1"]).contains("42-in-tmux")
     });
+    let vconnect = |option: &str| {
+        let mut command = home.command("vconnect");
+        let output = command
+            .args([option, "pc1"])
+            .env("TMUX_TMPDIR", home.path())
+            .output()
+            .unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    let listed = home.ok("vconnect", ["--list"]);
+    let lines: Vec<Vec<_>> = listed
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(lines[1], ["pc1", "0", "tmux", "session", "pc1"]);
+    assert_eq!(lines[2], ["pc1", "1", "in", "a", "window"]);
+    assert!(
+        home.ok("vconnect", ["-l", "--json"])
+            .contains(r#""shown": "in a window""#)
+    );
+    // The session goes, the machine stays.
+    assert_eq!(
+        vconnect("-k"),
+        (Some(0), "pc1: tmux session pc1 ended\n".to_owned())
+    );
+    wait_for("the session to end", || !tmux(&["list-sessions"]).contains("pc1"));
+    let (code, error) = vconnect("-k");
+    assert_eq!(code, Some(1));
+    assert!(
+        error.starts_with("vconnect: machine pc1 has no tmux session\nhint: "),
+        "{error}"
+    );
+    assert_eq!(
+        text(&home.run("vconnect", ["--kill-all"]).stderr),
+        "0 tmux sessions ended\n"
+    );
+    assert_eq!(
+        home.ok("vcommand", ["-n", "1", "-v", "pc1", "echo $((6*7))"]),
+        "42\n"
+    );
     home.ok("vhalt", ["pc1"]);
     wait_for("both viewers to end", || viewers() == 0);
-    wait_for("the session to end", || !tmux(&["list-sessions"]).contains("pc1"));
     server.kill().unwrap();
     server.wait().unwrap();
     for entry in fs::read_dir(home.path()).unwrap().flatten() {

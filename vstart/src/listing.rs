@@ -12,6 +12,7 @@ use crate::processes::{Guarded, kernels, memory_kib, of_machine};
 use crate::registry::{Record, Status, now};
 use crate::transport::Transport;
 use crate::users::name_of;
+use crate::windows::{title, tmux_session};
 
 /// A machine as `vlist --json` prints it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -176,15 +177,6 @@ impl Details {
             Root::Disk { model, changes } => (Some(model.clone()), changes.clone()),
         };
         let processes = of_machine(dirs, &machine.name);
-        let consoles = [0, 1].map(|number| match (&machine.consoles[number], &record.ptys[number]) {
-            (_, Some(pty)) => pty.display().to_string(),
-            (Console::Port(port), None) => format!("port {port}"),
-            (Console::Xterm, None) => "in a window".into(),
-            (Console::This, None) => "the terminal of its start".into(),
-            (Console::Tmux, None) => "tmux".into(),
-            (Console::Pty | Console::Detached, None) => "detached".into(),
-            (Console::None, None) => "none".into(),
-        });
         Self {
             used_memory_kib: processes
                 .iter()
@@ -200,10 +192,26 @@ impl Details {
             hostwd: machine.hostwd.clone(),
             mounts: machine.mounts.clone(),
             exec: machine.exec.clone(),
-            consoles,
+            consoles: Self::consoles(record),
             append: machine.append.clone(),
             mconsole: dirs.mconsole_socket(&machine.name),
         }
+    }
+
+    /// Where the consoles are shown.
+    pub fn consoles(record: &Record) -> [String; 2] {
+        let machine = &record.machine;
+        [0, 1].map(|number| match (&machine.consoles[number], &record.ptys[number]) {
+            (_, Some(pty)) => pty.display().to_string(),
+            (Console::Port(port), None) => format!("port {port}"),
+            (Console::Xterm, None) => "in a window".into(),
+            (Console::This, None) => "the terminal of its start".into(),
+            (Console::Tmux, None) => {
+                format!("tmux session {}", tmux_session(&title(&machine.name, number)))
+            }
+            (Console::Pty | Console::Detached, None) => "detached".into(),
+            (Console::None, None) => "none".into(),
+        })
     }
 }
 

@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::name::MachineName;
+
 /// A terminal emulator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -79,17 +81,39 @@ impl Emulator {
 }
 
 /// The command that runs `command` in a tmux session in the background.
-pub fn tmux(session: &str, command: &[String]) -> Vec<String> {
-    let mut words: Vec<String> = ["tmux", "new-session", "-d", "-s", &tmux_session(session)]
-        .map(str::to_owned)
-        .to_vec();
+pub fn tmux_start(title: &str, command: &[String]) -> Vec<String> {
+    let mut words = tmux(&["new-session", "-d", "-s", &tmux_session(title)]);
     words.extend(command.iter().cloned());
     words
 }
 
+/// The command that shows a tmux session.
+pub fn tmux_attach(title: &str) -> Vec<String> {
+    tmux(&["attach", "-t", &format!("={}", tmux_session(title))])
+}
+
+/// The command that ends a tmux session, and the program in it.
+pub fn tmux_end(title: &str) -> Vec<String> {
+    tmux(&["kill-session", "-t", &format!("={}", tmux_session(title))])
+}
+
+/// What a console is called where it is shown.
+pub fn title(machine: &MachineName, console: usize) -> String {
+    match console {
+        0 => machine.to_string(),
+        number => format!("{machine}-con{number}"),
+    }
+}
+
 /// The name of a tmux session: those of tmux have neither dots nor colons.
-pub fn tmux_session(name: &str) -> String {
-    name.replace(['.', ':'], "_")
+pub fn tmux_session(title: &str) -> String {
+    title.replace(['.', ':'], "_")
+}
+
+/// A command to tmux, whose server is that of netkit-jh: the user's own sessions are elsewhere.
+fn tmux(words: &[&str]) -> Vec<String> {
+    let words = ["tmux", "-L", "netkit"].iter().chain(words);
+    words.map(|word| (*word).to_owned()).collect()
 }
 
 #[cfg(test)]
@@ -120,8 +144,10 @@ mod tests {
         );
         assert!("rxvt".parse::<Emulator>().is_err());
         assert_eq!(
-            tmux("a.b", &command).join("|"),
-            "tmux|new-session|-d|-s|a_b|vconnect|pc1"
+            tmux_start("a.b", &command).join("|"),
+            "tmux|-L|netkit|new-session|-d|-s|a_b|vconnect|pc1"
         );
+        assert_eq!(tmux_attach("a.b").join("|"), "tmux|-L|netkit|attach|-t|=a_b");
+        assert_eq!(tmux_end("pc1").join("|"), "tmux|-L|netkit|kill-session|-t|=pc1");
     }
 }

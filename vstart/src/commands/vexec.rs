@@ -1,12 +1,13 @@
 //! `vexec`, alias `vcommand`: run a command in a machine.
 
+use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::agent::{Decoder, Frame, Kind, LONGEST, Window};
@@ -34,6 +35,28 @@ pub(crate) struct Options {
     /// The command
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
+}
+
+/// The same under the name that netkit-jh gives it, with its options. They were about how long to wait for the output;
+/// here that is until the command ends.
+pub(super) fn vcommand() -> clap::Command {
+    let ignored = |arg: Arg| arg.hide(true);
+    Options::command()
+        .name("vcommand")
+        .mut_arg("no_input", |arg| arg.short(None))
+        .arg(ignored(Arg::new("timeout").short('n').long("timeout")))
+        .arg(ignored(
+            Arg::new("verbose")
+                .short('v')
+                .long("verbose")
+                .action(ArgAction::SetTrue),
+        ))
+}
+
+/// Reads a command line of that name.
+pub(super) fn parse_vcommand(args: impl IntoIterator<Item = OsString>) -> Options {
+    let matches = vcommand().get_matches_from(args);
+    Options::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, FromArgMatches, Parser};
 use nix::unistd::{AccessFlags, User, access, getuid};
 
-use super::disks;
 use super::interfaces::{self, with_interfaces};
+use super::{disks, vconnect};
 use crate::config::Config;
 use crate::cpulock::CpuLock;
 use crate::kernel_args::{exec_file, kernel_args, shell_quoted};
@@ -272,18 +272,12 @@ fn kernel(options: &Options, config: &Config) -> Result<PathBuf> {
 /// Where the consoles are shown. What the user asks for must be possible; a default gives way.
 fn consoles(options: &Options, config: &Config) -> Result<([Console; 2], Emulator)> {
     let emulator = options.xterm.unwrap_or(config.emulator);
-    let display = ["DISPLAY", "WAYLAND_DISPLAY"]
-        .iter()
-        .any(|name| std::env::var_os(name).is_some());
     let mut consoles = config.consoles;
     let tmux = (options.tmux_attached || options.tmux_detached).then_some(Console::Tmux);
     for (number, asked) in [options.con0.or(tmux), options.con1].into_iter().enumerate() {
         let wanted = asked.unwrap_or(consoles[number]);
         let missing = match wanted {
-            Console::Xterm if !display => Some("there is no display".to_owned()),
-            Console::Xterm if in_path(emulator.program()).is_none() => {
-                Some(format!("{} is not installed", emulator.program()))
-            }
+            Console::Xterm => vconnect::missing(emulator),
             Console::Tmux if in_path("tmux").is_none() => Some("tmux is not installed".into()),
             _ => None,
         };
@@ -321,24 +315,14 @@ fn window(
     emulator: Emulator,
     tmux_window: bool,
 ) -> Option<Vec<Vec<String>>> {
-    let name = machine.name.as_str();
-    let exe = std::env::current_exe().ok()?.display().to_string();
-    let mut viewer = vec![exe, "vconnect".into(), name.into()];
-    if number > 0 {
-        viewer.extend(["--con".into(), number.to_string()]);
-    }
-    let title = if number == 0 {
-        name.to_owned()
-    } else {
-        format!("{name}-con{number}")
-    };
+    let title = windows::title(&machine.name, number);
+    let viewer = vconnect::viewer(&machine.name, number)?;
     match machine.consoles[number] {
         Console::Xterm => Some(vec![emulator.command(&title, &viewer)]),
         Console::Tmux => {
-            let mut commands = vec![windows::tmux(&title, &viewer)];
+            let mut commands = vec![windows::tmux_start(&title, &viewer)];
             if tmux_window {
-                let attach = ["tmux", "attach", "-t", &windows::tmux_session(&title)].map(str::to_owned);
-                commands.push(emulator.command(&title, &attach));
+                commands.push(emulator.command(&title, &windows::tmux_attach(&title)));
             }
             Some(commands)
         }

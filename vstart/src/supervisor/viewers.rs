@@ -112,6 +112,8 @@ pub(crate) fn open_window(command: &[String]) -> io::Result<()> {
     let (program, args) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut child = tokio::process::Command::new(Path::new(program))
         .args(args)
+        // A machine started inside tmux: its own session would refuse to be shown, for fear of being nested.
+        .env_remove("TMUX")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
