@@ -147,3 +147,32 @@ fn without_a_daemon_there_are_no_interfaces_and_no_error() {
     );
     assert!(!Path::new(&switchd.dir()).exists());
 }
+
+#[test]
+fn tshark_sets_the_snap_length_and_shows_dropped_frames() {
+    let switchd = Switchd::with_domain(&["A"]);
+    let (a, b) = (switchd.attach("A"), switchd.attach("A"));
+    let whole = file(&switchd, "t.pcapng");
+    let mut command = tshark(&switchd);
+    command.args(["-i", "hubbub:A", "-o", "extcap.hubbub_a.snap:40"]);
+    command.args(["-o", "extcap.hubbub_a.drops:also", "-c", "2", "-w"]);
+    let process = Process::start(command.arg(&whole));
+    wait::until_true("tshark captures", || switchd.domain("A").captures == 1);
+    let (runt, next) = (vec![1; 13], frame(BROADCAST, mac(1), 60, 1));
+    a.send(&runt);
+    a.send(&next);
+    b.recv();
+    let outcome = process.outcome();
+    assert!(outcome.status.success(), "{outcome:?}");
+    assert_eq!(frames(&whole), [runt, next[..40].to_vec()]);
+    let shown = run(Command::new(tool("tshark")).arg("-r").arg(&whole).args([
+        "-T",
+        "fields",
+        "-e",
+        "frame.len",
+        "-e",
+        "frame.comment",
+    ]))
+    .ok();
+    assert_eq!(shown, "13\tdropped: runt\n60\t\n");
+}

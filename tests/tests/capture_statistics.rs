@@ -267,3 +267,43 @@ fn each_of_several_files_has_its_own() {
     assert_eq!(total, expected.into());
     assert_eq!(files.iter().map(|file| frames(file).len()).sum::<usize>(), 100);
 }
+
+#[test]
+fn a_capture_that_cannot_keep_up_says_what_it_lost() {
+    // More than the ring of 32 MiB and the pipe hold.
+    const FRAMES: u64 = 700;
+    let switchd = Switchd::with_domain(&["A", "--mtu", "65521"]);
+    let ports = pair(&switchd, "A");
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    let said = file(&switchd, "said");
+    let mut command = switchd.command();
+    command
+        .args(["capture", "A"])
+        .stdout(writer)
+        .stderr(fs::File::create(&said).expect("a new file"));
+    let client = tests::program::Process::start_as_is(&mut command);
+    drop(command);
+    wait::until_true("the capture has begun", || switchd.domain("A").captures == 1);
+    for seed in 0..FRAMES {
+        let seed = u32::try_from(seed).expect("a small number");
+        ports[0].send(&frame(BROADCAST, mac(1), 60_000, seed));
+        ports[1].recv();
+    }
+    client.signal(Signal::SIGINT);
+    let into = file(&switchd, "late.pcapng");
+    let mut late = fs::File::create(&into).expect("a new file");
+    std::io::copy(&mut reader, &mut late).expect("the rest can be read");
+    assert!(client.outcome().status.success());
+    let sums = read(&into);
+    let sum = &sums[0];
+    assert_eq!(
+        (sums.len(), sum.received, sum.accepted),
+        (1, FRAMES, FRAMES),
+        "{sum:?}"
+    );
+    assert!(sum.dropped > 0 && sum.frames > 0, "{sum:?}");
+    assert_eq!((sum.frames, sum.frames + sum.dropped), (sum.written, FRAMES));
+    let said = fs::read_to_string(&said).expect("the file is there");
+    let expected = format!("{} frames captured, {} dropped", sum.frames, sum.dropped);
+    assert!(said.contains(&expected), "{expected}: {said}");
+}
