@@ -59,6 +59,7 @@ impl fmt::Display for Cell {
         let traffic = match self.traffic {
             Traffic::Unicast => "unicast",
             Traffic::Flood => "flood",
+            Traffic::Converge => "converge",
         };
         write!(f, "{mode}/{}/{traffic}/{}", self.ports, self.size)
     }

@@ -1,7 +1,7 @@
 //! One load: ports on a switch, some of which send while all the others check what they get.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +29,8 @@ pub enum Traffic {
     Unicast,
     /// Everyone, by broadcast.
     Flood,
+    /// All of them the last port, which does not send.
+    Converge,
 }
 
 /// What the switch is expected to do with a unicast frame.
@@ -68,6 +70,8 @@ pub struct Load {
     pub control: PathBuf,
     /// How ports are attached.
     pub attach: Attach,
+    /// Further ways into the same switch. Ports take one after the other, beginning with the first.
+    pub also: Vec<(PathBuf, Attach)>,
     /// Ports attached.
     pub ports: u16,
     /// How many of them send, from port 0 on.
@@ -102,6 +106,7 @@ impl Load {
         Self {
             control: control.into(),
             attach: Attach::Uml,
+            also: Vec::new(),
             ports: 2,
             senders: 1,
             size: 1514,
@@ -123,6 +128,15 @@ impl Load {
         match self.traffic {
             Traffic::Unicast => frame::To::Port((sender + 1) % self.ports.max(1)),
             Traffic::Flood => frame::To::All,
+            Traffic::Converge => frame::To::Port(self.ports.saturating_sub(1)),
+        }
+    }
+
+    /// The way a port takes into the switch.
+    fn way(&self, port: u16) -> (&Path, Attach) {
+        match usize::from(port) % (self.also.len() + 1) {
+            0 => (&self.control, self.attach),
+            n => (&self.also[n - 1].0, self.also[n - 1].1),
         }
     }
 
@@ -141,6 +155,9 @@ impl Load {
                 senders: self.senders,
                 ports: self.ports,
             });
+        }
+        if self.traffic == Traffic::Converge && self.senders == self.ports {
+            return Err(LoadError::NoReceiver);
         }
         if !(frame::SHORTEST..=frame::LONGEST).contains(&self.size) {
             return Err(LoadError::Size(self.size));
@@ -163,6 +180,9 @@ pub enum LoadError {
         /// Ports asked for.
         ports: u16,
     },
+    /// Everybody sends, and nobody is left to send to.
+    #[error("the last port receives: there must be more ports than senders")]
+    NoReceiver,
     /// A frame of this size cannot carry what is checked, or is too long.
     #[error("frame size {0} is not within {shortest} to {longest}", shortest = frame::SHORTEST, longest = frame::LONGEST)]
     Size(usize),
@@ -256,7 +276,8 @@ impl Running {
             if stop.is_set() {
                 return Err(LoadError::Interrupted);
             }
-            Port::attach(&load.control, load.attach).map_err(|source| LoadError::Attach { port, source })
+            let (control, attach) = load.way(port);
+            Port::attach(control, attach).map_err(|source| LoadError::Attach { port, source })
         });
         let ports = ports.collect::<Result<Vec<_>, _>>()?;
         let shared = Arc::new(Shared::new(load, ports));

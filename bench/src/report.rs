@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::load::Load;
+use crate::flow::Flow;
+use crate::load::{Load, Traffic};
 use crate::threads::{Received, Sent};
 
 /// What came of a load.
@@ -47,6 +48,21 @@ pub struct Report {
     pub switch_cpu_us_per_frame: Option<f64>,
     /// Each port that had something to receive.
     pub receivers: Vec<ReceiverRow>,
+    /// Each sender, where they have a receiver in common.
+    pub senders: Vec<SenderRow>,
+}
+
+/// What became of the frames of one sender at the receiver all of them have in common.
+#[derive(Clone, Debug, Serialize)]
+pub struct SenderRow {
+    /// Which.
+    pub port: u16,
+    /// Frames the switch took from it.
+    pub offered: u64,
+    /// Frames that arrived.
+    pub delivered: u64,
+    /// The same by what it would be if all senders had the same: 1 is a fair share.
+    pub share: f64,
 }
 
 /// What one port received.
@@ -112,13 +128,14 @@ impl Report {
             switch_cpu_us_per_frame: switch_cpu_s
                 .filter(|_| delivered_in_window > 0)
                 .map(|s| s * 1e6 / to_f64(delivered_in_window)),
+            senders: senders(&load, sent, received),
             receivers: all.into_iter().filter(|row| row.expected > 0).collect(),
             load,
         }
     }
 
     /// The heading for reports printed with `{}`.
-    pub const HEADING: &str = "ports  size traffic senders  offered/s delivered/s   lost % reordered duplicate damaged  cpu us/frame";
+    pub const HEADING: &str = "ports  size traffic  senders  offered/s delivered/s   lost % reordered duplicate damaged  cpu us/frame";
 }
 
 impl fmt::Display for Report {
@@ -126,7 +143,7 @@ impl fmt::Display for Report {
         let traffic = format!("{:?}", self.load.traffic).to_lowercase();
         write!(
             f,
-            "{:>5} {:>5} {traffic:<7} {:>7} {:>10.0} {:>11.0} {:>8.3} {:>9} {:>9} {:>7}",
+            "{:>5} {:>5} {traffic:<8} {:>7} {:>10.0} {:>11.0} {:>8.3} {:>9} {:>9} {:>7}",
             self.load.ports,
             self.load.size,
             self.load.senders,
@@ -160,6 +177,33 @@ impl fmt::Display for ReceiverRow {
             self.foreign,
         )
     }
+}
+
+impl fmt::Display for SenderRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "  port {:<3} had {:.2} of its share: {} delivered of {}",
+            self.port, self.share, self.delivered, self.offered
+        )
+    }
+}
+
+fn senders(load: &Load, sent: &[Sent], received: &[Received]) -> Vec<SenderRow> {
+    let (Traffic::Converge, Some(common)) = (load.traffic, received.last()) else {
+        return Vec::new();
+    };
+    let all: u64 = common.flows.iter().map(Flow::received).sum();
+    let fair = to_f64(all.max(1)) / f64::from(load.senders.max(1));
+    let flows = (0..).zip(sent.iter().zip(&common.flows));
+    flows
+        .map(|(port, (sent, flow))| SenderRow {
+            port,
+            offered: sent.offered,
+            delivered: flow.received(),
+            share: to_f64(flow.received()) / fair,
+        })
+        .collect()
 }
 
 fn row(load: &Load, port: u16, sent: &[Sent], received: &Received, delivered_per_s: f64) -> ReceiverRow {

@@ -135,6 +135,7 @@ fn row_markdown(row: &Row) -> String {
     let traffic = match row.cell.traffic {
         Traffic::Unicast => "unicast",
         Traffic::Flood => "flood",
+        Traffic::Converge => "converge",
     };
     let mut line = format!("| {mode} | {} | {traffic} | {} |", row.cell.ports, row.cell.size);
     for (i, score) in row.scores.iter().enumerate() {

@@ -18,6 +18,8 @@ Examples:
   hubload --ports 8 --traffic flood /tmp/uml.ctl one port broadcasts to seven
   hubload --switch --senders 4 --ports 4 /run/vde.ctl
                                                  four ports in a ring on a learning VDE switch
+  hubload --switch --ports 9 --senders 8 --traffic converge --attach uml --attach bess A.cnct A.bess
+                                                 eight senders, of two kinds in turns, to one receiver
   hubload --frames 1000000 --json --switch-pid 4711 /tmp/uml.ctl
 
 Exit status: 0 if every frame that arrived was in order and undamaged (loss is only reported),
@@ -27,11 +29,13 @@ Exit status: 0 if every frame that arrived was in order and undamaged (loss is o
 #[derive(Parser)]
 #[command(name = "hubload", version, after_help = EXAMPLES)]
 struct Args {
-    /// Control socket of the switch, the directory of a vde_switch, or a BESS socket
-    control: PathBuf,
-    /// How ports attach
-    #[arg(long, value_enum, default_value_t = AttachArg::Uml)]
-    attach: AttachArg,
+    /// Control socket of the switch, the directory of a vde_switch, or a BESS socket; several of one switch are taken
+    /// in turns, port after port
+    #[arg(required = true)]
+    control: Vec<PathBuf>,
+    /// How ports attach: once for each socket, or once for all
+    #[arg(long, value_enum, default_value = "uml")]
+    attach: Vec<AttachArg>,
     /// Ports to attach
     #[arg(long, default_value_t = 2)]
     ports: u16,
@@ -82,6 +86,8 @@ enum TrafficArg {
     Unicast,
     /// Everyone, by broadcast
     Flood,
+    /// All the last port, which does not send
+    Converge,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -130,14 +136,19 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 impl From<Args> for Load {
     fn from(args: Args) -> Self {
+        let attach = args.attach.iter().copied().cycle().map(Attach::from);
+        let mut ways = args.control.into_iter().zip(attach);
+        let (control, attach) = ways.next().expect("clap asks for a socket and has a default");
         Self {
-            attach: args.attach.into(),
+            attach,
+            also: ways.collect(),
             ports: args.ports,
             senders: args.senders,
             size: args.size,
             traffic: match args.traffic {
                 TrafficArg::Unicast => Traffic::Unicast,
                 TrafficArg::Flood => Traffic::Flood,
+                TrafficArg::Converge => Traffic::Converge,
             },
             delivery: if args.switch {
                 Delivery::Switch
@@ -156,7 +167,7 @@ impl From<Args> for Load {
             receive: args.receive.into(),
             drain: Duration::from_secs_f64(args.drain),
             switch_pid: args.switch_pid,
-            ..Self::new(args.control)
+            ..Self::new(control)
         }
     }
 }
@@ -181,7 +192,13 @@ fn load(args: Args) -> anyhow::Result<Report> {
         serde_json::to_string(&report)?
     } else {
         let rows = report.receivers.iter().map(|row| format!("\n{row}"));
-        format!("{}\n{report}{}", Report::HEADING, rows.collect::<String>())
+        let shares = report.senders.iter().map(|row| format!("\n{row}"));
+        format!(
+            "{}\n{report}{}{}",
+            Report::HEADING,
+            rows.collect::<String>(),
+            shares.collect::<String>()
+        )
     };
     match writeln!(io::stdout(), "{text}") {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

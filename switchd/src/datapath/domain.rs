@@ -229,22 +229,27 @@ impl Domain {
             };
             let owed = parcel.owed.iter().position(|&(port, _)| port == egress);
             let owed = owed.expect("a port waits only for what it keeps");
-            let (_, owing) = parcel.owed[owed];
-            let tx = self.tx(&parcel.batch, owing, egress, context);
+            let (turn, later) = parcel.owed[owed].1.turn(&parcel.batch);
+            let tx = self.tx(&parcel.batch, turn, egress, context);
+            let Some(port) = self.port_mut(egress) else { return };
             if let Tx::Full(rest) = tx {
-                let Some(port) = self.port_mut(egress) else { return };
-                port.egress.took(owing.less(rest));
+                port.egress.took(turn.less(rest));
                 port.egress.waiting.rotate_left(1);
-                parcel.owed[owed].1 = rest;
+                parcel.owed[owed].1 = rest.with(later);
                 self.settle(ingress, parcel, context);
                 self.watch_room(egress, context);
                 return;
             }
-            if let Some(port) = self.port_mut(egress) {
-                port.egress.took(owing.frames.len());
-                port.egress.waiting.pop_front();
+            port.egress.took(turn.frames.len());
+            if matches!(tx, Tx::Done) && !later.frames.is_empty() {
+                port.egress.waiting.rotate_left(1);
+                parcel.owed[owed].1 = later;
+                self.settle(ingress, parcel, context);
+                continue;
             }
+            port.egress.waiting.pop_front();
             if let Tx::Closed(rest) = tx {
+                let rest = rest | later.frames;
                 self.discard(&parcel.batch, rest, egress, DropReason::PeerGone, context);
                 context.dead.push((self.slot, egress));
             }

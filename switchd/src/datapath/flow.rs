@@ -12,7 +12,8 @@
 //!
 //! * Open: frames are sent at once.
 //! * Full: the ingress ports in `waiting` keep their batch and are not read, so nothing is lost; they are served in
-//!   turn whenever the port takes frames again. No ingress is held longer than [`LONGEST_HOLD`].
+//!   turn whenever the port takes frames again, each with as many ([`TURN`]), so that senders of whatever kind have
+//!   equal shares of a receiver that cannot take all they have. No ingress is held longer than [`LONGEST_HOLD`].
 //! * Stuck: frames are dropped untried and counted, until the port has room again. One that gets stuck once more
 //!   without having kept up in between is bypassed for a hold time after that, then for two, four and so on: a reader
 //!   that takes a frame now and then costs the others a few per cent at most, and one that was only kept from its
@@ -26,6 +27,9 @@ use fabric::PortId;
 /// No ingress port is left unread longer than this, whatever the setting: a vector guest of Linux 6.1 panics when its
 /// frames are not taken for a second (`docs/protocols.md`).
 pub(crate) const LONGEST_HOLD: Duration = Duration::from_millis(500);
+
+/// Frames each of the ports that wait for another may send it before the next has its turn: a full batch.
+pub(crate) const TURN: usize = 64;
 
 /// A port that takes fewer frames than this in one hold time counts as stuck: one full batch.
 const LEAST_TAKEN: u32 = 64;

@@ -10,7 +10,7 @@ use nix::sys::eventfd::EventFd;
 use proto::ctl::Peer;
 use tokio::sync::oneshot;
 
-use super::flow::Egress;
+use super::flow::{Egress, TURN};
 use super::{bess, stream, tap, uml, vhost, wire};
 
 /// The carrier of a port's frames, settled once per batch.
@@ -63,6 +63,8 @@ pub(crate) struct Rest {
     pub(crate) frames: FrameSet,
     /// Segments of the first of them that have gone out already.
     segment: usize,
+    /// Frames by which they have overdrawn earlier turns.
+    debt: usize,
 }
 
 impl Rest {
@@ -70,7 +72,48 @@ impl Rest {
 
     /// Frames of which nothing has gone out.
     pub(crate) const fn whole(frames: FrameSet) -> Self {
-        Self { frames, segment: 0 }
+        Self {
+            frames,
+            segment: 0,
+            debt: 0,
+        }
+    }
+
+    /// Splits off what may go out in one turn: [`TURN`] frames as they are on a wire. More than that are in a batch
+    /// only if some of them are super-frames. A turn ends with a whole one, and what that was too much is missing from
+    /// the next.
+    pub(crate) fn turn(self, batch: &Batch) -> (Self, Self) {
+        if (self.frames & batch.unfinished()).is_empty() {
+            return (self, Self::NONE);
+        }
+        let mut turn = Self {
+            segment: self.segment,
+            ..Self::NONE
+        };
+        let mut spent = self.debt;
+        for i in self.frames.iter() {
+            if spent >= TURN {
+                break;
+            }
+            spent += batch.work(i).count(batch.frame(i).len());
+            if turn.frames.is_empty() {
+                spent -= self.segment;
+            }
+            turn.frames.insert(i);
+        }
+        let later = Self {
+            debt: spent.saturating_sub(TURN),
+            ..Self::whole(self.frames.without(turn.frames))
+        };
+        (turn, later)
+    }
+
+    /// This and what was split off from behind it.
+    pub(crate) fn with(self, later: Self) -> Self {
+        Self {
+            frames: self.frames | later.frames,
+            ..self
+        }
     }
 
     /// How many frames, or segments of one, less than this another rest is.
