@@ -48,7 +48,7 @@ fn tree(root: &Path) -> BTreeSet<PathBuf> {
     found
 }
 
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 25] = [
     "lclean",
     "lcrash",
     "lhalt",
@@ -66,11 +66,13 @@ const NAMES: [&str; 23] = [
     "vconfig",
     "vconnect",
     "vcrash",
+    "vdisk",
     "vdump",
     "vexec",
     "vhalt",
     "vlist",
     "vmconsole",
+    "vplug",
     "vstart",
 ];
 
@@ -122,6 +124,14 @@ fn what_is_installed_works_and_can_be_removed() {
             assert!(exists || ["uml_switch", "tunctl"].contains(&name), "{completion}");
         }
     }
+
+    // What the installation sets, counts for all its users.
+    let settings = prefix.join("lib/hubbub/netkit.conf");
+    fs::write(&settings, "VM_MEMORY=144\n").expect("it is ours");
+    let shown = program::run(Command::new(prefix.join("bin/vconfig")).env("HOME", home.path())).ok();
+    let line = format!("VM_MEMORY=144  # {}:1\n", settings.display());
+    assert!(shown.contains(&line), "{shown}");
+    fs::remove_file(settings).expect("it is ours");
 
     // From a clone of the project, with what is installed.
     let clone = home.path().join("clone");

@@ -356,6 +356,17 @@ fn settings_come_from_files_and_the_environment() {
     let help = home.ok("vstart", ["-h"]);
     assert!(help.contains("VM_MEMORY       64"), "{help}");
     assert!(home.ok("vstart", ["--version"]).contains("\nhost kernel "));
+    // Commands are written down where the user wants it.
+    fs::write(dir.join("netkit.conf"), "LOGFILENAME=\"$HOME/commands\"\n").unwrap();
+    home.ok("vstart", ["pc1", "-p", "-e", "echo hi"]);
+    let log = home.path().join("commands");
+    let written = fs::read_to_string(&log).unwrap();
+    assert!(written.ends_with(": vstart pc1 -p -e 'echo hi'\n"), "{written}");
+    assert!(
+        written.starts_with("20") && written.lines().count() == 1,
+        "{written}"
+    );
+    fs::remove_file(log).unwrap();
     fs::write(dir.join("netkit.conf"), "VM_MEMORY=$(reboot)\n").unwrap();
     let error = home.fails(1, "vstart", ["pc1", "-p"]);
     assert!(

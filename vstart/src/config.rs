@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -37,6 +38,12 @@ pub struct Config {
     pub emulator: Emulator,
     /// Whether a console in tmux gets a window at once.
     pub tmux_opens_window: bool,
+    /// How many machines of a lab may be starting at the same time.
+    pub simultaneous: usize,
+    /// The pause between the starts of two machines of a lab.
+    pub pause: Duration,
+    /// Where the commands that are run are written down.
+    pub log: Option<PathBuf>,
     /// Where the user's things are kept.
     pub dirs: Dirs,
     /// What all that comes from.
@@ -44,10 +51,13 @@ pub struct Config {
 }
 
 /// Settings that have an effect, and what they are if nobody says otherwise.
-pub const DEFAULTS: [(&str, &str); 17] = [
+pub const DEFAULTS: [(&str, &str); 19] = [
+    ("GRACE_TIME", "0"),
     ("HUB_SOCKET_DIR", ""),
+    ("LOGFILENAME", ""),
     ("MAX_INTERFACES", "40"),
     ("MAX_MEM", "65536"),
+    ("MAX_SIMULTANEOUS_VMS", "20"),
     ("MCONSOLE_DIR", ""),
     ("MIN_MEM", "8"),
     ("TERM_TYPE", "xterm"),
@@ -61,7 +71,6 @@ pub const DEFAULTS: [(&str, &str); 17] = [
     ("VM_MEMORY_SKEW", "4"),
     ("VM_MODEL_FS", ""),
     ("VM_TRANSPORT", "auto"),
-    ("MAX_SIMULTANEOUS_VMS", "20"),
 ];
 
 /// Variables of the environment and the settings they change.
@@ -84,7 +93,8 @@ impl Config {
     /// When a file cannot be read or a setting cannot be.
     pub fn load(var: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let home = var("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-        let installation = var("NETKIT_HOME").map(|dir| Path::new(&dir).join(FILE));
+        let installation = var("NETKIT_HOME").map(PathBuf::from).or_else(installation);
+        let installation = installation.map(|dir| dir.join(FILE));
         let user = home.map(|home| home.join(".netkit").join(FILE));
         let files = [installation, Some(Path::new("/etc").join(FILE)), user];
         let mut texts = Vec::new();
@@ -140,6 +150,12 @@ impl Config {
             consoles,
             emulator: value(&settings, "TERM_TYPE")?,
             tmux_opens_window: flag(&settings, "TMUX_OPEN_TERMS")?,
+            simultaneous: match value(&settings, "MAX_SIMULTANEOUS_VMS")? {
+                0 => usize::MAX,
+                most => most,
+            },
+            pause: Duration::from_secs(value(&settings, "GRACE_TIME")?),
+            log: path(&settings, "LOGFILENAME")?,
             dirs,
             settings,
         })
@@ -151,6 +167,12 @@ impl Config {
             .clone()
             .or_else(|| ["linux.uml", "linux"].into_iter().find_map(in_path))
     }
+}
+
+/// The directory of what belongs to the program that runs.
+fn installation() -> Option<PathBuf> {
+    let bin = std::env::current_exe().ok()?;
+    Some(bin.parent()?.parent()?.join("lib/hubbub"))
 }
 
 const FILE: &str = "netkit.conf";
@@ -222,7 +244,7 @@ mod tests {
         let files = [
             (
                 "/opt/netkit.conf",
-                "VM_MEMORY=32\nMAX_MEM=512\nTERM_TYPE=konsole\n",
+                "VM_MEMORY=32\nMAX_MEM=512\nTERM_TYPE=konsole\nGRACE_TIME=2\nMAX_SIMULTANEOUS_VMS=0\n",
             ),
             (
                 "/home/foo/.netkit/netkit.conf",
@@ -234,6 +256,10 @@ mod tests {
         assert_eq!(config.memory_range_mb, (8, 512));
         assert_eq!(config.consoles, [Console::Tmux, Console::Pty]);
         assert_eq!(config.emulator, Emulator::Konsole);
+        assert_eq!(
+            (config.pause, config.simultaneous),
+            (Duration::from_secs(2), usize::MAX)
+        );
         assert_eq!(config.dirs.hubs, Path::new("/home/foo/hubs"));
         assert_eq!(config.dirs.mconsole, Path::new("/home/foo/.netkit/mconsole"));
         let origin = |name: &str| config.settings.get(name).unwrap().origin.to_string();

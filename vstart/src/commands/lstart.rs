@@ -44,9 +44,9 @@ pub(super) struct Starting {
     /// Do without lab.conf: every sub-directory is a machine
     #[arg(short = 'F', long)]
     pub(super) force_lab: bool,
-    /// Machines that may be starting at the same time; also -pN [default: MAX_SIMULTANEOUS_VMS of netkit.conf]
-    #[arg(short, long, value_name = "N", num_args = 0..=1, require_equals = true,
-          value_parser = clap::value_parser!(u16).range(1..))]
+    /// Machines that may be starting at the same time, 0 for any number; also -pN [default: MAX_SIMULTANEOUS_VMS of
+    /// netkit.conf]
+    #[arg(short, long, value_name = "N", num_args = 0..=1, require_equals = true)]
     parallel: Option<Option<u16>>,
     /// Start one machine after the other
     #[arg(short, long, conflicts_with = "parallel")]
@@ -54,9 +54,9 @@ pub(super) struct Starting {
     /// Do not wait for start-up commands, only for machines to be up
     #[arg(short, long)]
     fast: bool,
-    /// Pause between the starts of two machines
-    #[arg(short, long, value_name = "SECONDS", default_value_t = 0)]
-    wait: u64,
+    /// Pause between the starts of two machines [default: GRACE_TIME of netkit.conf]
+    #[arg(short, long, value_name = "SECONDS")]
+    wait: Option<u64>,
     /// Longest wait for the start-up commands of a machine
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     timeout: u64,
@@ -186,22 +186,16 @@ fn check(lab: &Lab, work: &Work) -> Result<bool> {
 
 /// Starts the machines and shows how far they are.
 pub(super) fn launch(work: &Work, starting: &Starting, config: &Config) -> Result<ExitCode> {
-    let most = config
-        .settings
-        .get("MAX_SIMULTANEOUS_VMS")
-        .map_or("20", |setting| setting.value.as_str());
-    let most: u16 = most
-        .parse()
-        .with_context(|| format!("cannot use MAX_SIMULTANEOUS_VMS='{most}'"))?;
-    let parallel = if starting.sequential {
-        1
-    } else {
-        starting.parallel.flatten().unwrap_or(most)
+    let parallel = match starting.parallel.flatten() {
+        _ if starting.sequential => 1,
+        Some(0) => usize::MAX,
+        Some(most) => usize::from(most),
+        None => config.simultaneous,
     };
     let how = How {
-        parallel: usize::from(parallel),
+        parallel,
         fast: starting.fast,
-        pause: Duration::from_secs(starting.wait),
+        pause: starting.wait.map_or(config.pause, Duration::from_secs),
         patience: Duration::from_secs(starting.timeout),
         verbose: starting.verbose,
     };

@@ -1,19 +1,23 @@
 //! The commands, one file each. The program's name, or its first argument, says which.
 
 use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use chrono::Local;
 use clap::{CommandFactory, Parser};
 
 use crate::config::Config;
 use crate::dirs::Dirs;
+use crate::kernel_args::shell_quoted;
 use crate::launch::note;
 use crate::name::MachineName;
 use crate::registry::{Registry, RegistryError};
 use crate::users::Whose;
-use crate::{plug, stage, supervisor};
+use crate::{plug, stage, supervisor, users};
 
 mod disks;
 mod interfaces;
@@ -63,6 +67,7 @@ pub fn main() -> ExitCode {
         .map(|arg| Path::new(arg).file_name().unwrap_or_default().to_owned());
     let name = name.and_then(|name| name.into_string().ok()).unwrap_or_default();
     let name = names().find(|known| *known == name).unwrap_or("vstart");
+    write_down(name, &args);
     let result = match name {
         name if labs::NAMES.contains(&name) => labs::run(name, args),
         "vclean" => vclean::run(&vclean::Options::parse_from(args)),
@@ -87,6 +92,29 @@ pub fn main() -> ExitCode {
             eprintln!("{name}: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Adds the command to the file of those that have been run, if the user wants one.
+fn write_down(name: &str, args: &[OsString]) {
+    // A broken configuration is told by the command itself.
+    let Some(log) = config().ok().and_then(|config| config.log) else {
+        return;
+    };
+    let user = users::name_of(nix::unistd::getuid().as_raw());
+    let mut line = format!("{} {user}: {name}", Local::now().format("%F %T"));
+    for arg in args.iter().skip(1) {
+        line.push(' ');
+        line.push_str(&shell_quoted(&arg.to_string_lossy()));
+    }
+    line.push('\n');
+    let written = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&log)
+        .and_then(|mut file| file.write_all(line.as_bytes()));
+    if let Err(error) = written {
+        note(&format!("{name}: cannot write to {}: {error}", log.display()));
     }
 }
 
