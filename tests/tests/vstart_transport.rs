@@ -324,3 +324,74 @@ fn guests_share_their_memory_and_their_cards_are_called_what_was_asked_for() {
     home.ok("vhalt", ["pc1", "pc2"]);
     home.assert_nothing_left();
 }
+
+#[test]
+fn sockets_a_kernel_is_started_with_outlive_switchd() {
+    let home = Home::of_ordinary_user();
+    start(
+        &home,
+        "pc1",
+        1,
+        &["--eth2=B", "--con1=pty", "--transport=fd", "--transport=eth2=fd"],
+    );
+    start(&home, "pc2", 2, &["--transport=bess"]);
+    wait_until_reached(&home, "pc1", "10.0.0.2");
+    assert_eq!(
+        (kinds(&home, "A"), kinds(&home, "B")),
+        (vec!["bess".to_owned(), "fd".into()], vec!["fd".into()])
+    );
+    let ports = home.ok("switchd", ["port", "ls"]);
+    for name in ["pc1:eth0", "pc1:eth2"] {
+        assert!(ports.contains(name), "no {name} in {ports}");
+    }
+    assert!(!home.ok("vlist", ["pc1"]).contains("vhub_"), "there is a path");
+    in_guest(&home, "pc2", "iperf3 -s -D");
+    in_guest(&home, "pc1", "iperf3 -c 10.0.0.2 -n 8M");
+    in_guest(&home, "pc1", "ip route add 10.9.0.0/16 via 10.0.0.2");
+
+    // Guests of Linux 6.1 panic when nobody takes what they send for a second. Here, nobody can for longer.
+    in_guest(
+        &home,
+        "pc1",
+        "ip neigh add 10.0.0.9 lladdr 02:00:00:00:00:99 dev eth0; \
+         bash -c 'until [ -e /tmp/stop ]; do dd bs=1400 count=1000 if=/dev/zero of=/dev/udp/10.0.0.9/9; done' \
+         >/dev/null 2>&1 </dev/null &",
+    );
+    let hubs = home.path().join(".netkit/hubs");
+    let away = home.path().join(".netkit/away");
+    let uptime = || -> f64 {
+        let said = in_guest(&home, "pc1", "cut -d' ' -f1 /proc/uptime");
+        said.trim().parse().expect("seconds")
+    };
+    std::fs::rename(&hubs, &away).unwrap();
+    std::fs::write(&hubs, "in the way").unwrap();
+    kill_switchd(&home);
+    let begin = uptime();
+    wait_for("four seconds of the guest", || uptime() > begin + 4.0);
+    std::fs::remove_file(&hubs).unwrap();
+    std::fs::rename(&away, &hubs).unwrap();
+    wait_for("ports again", || {
+        kinds(&home, "A") == ["bess", "fd"] && kinds(&home, "B") == ["fd"]
+    });
+    in_guest(&home, "pc1", "touch /tmp/stop");
+    wait_until_reached(&home, "pc1", "10.0.0.2");
+    assert_eq!(
+        in_guest(
+            &home,
+            "pc1",
+            "cat /sys/class/net/eth0/carrier_down_count; ip route show 10.9.0.0/16"
+        )
+        .trim(),
+        "0\n10.9.0.0/16 via 10.0.0.2 dev eth0"
+    );
+
+    // A kernel that runs takes none, and lets none go.
+    let error = home.fails(1, "vconf", ["pc1", "--eth0="]);
+    assert!(error.contains("come and go with the machine only"), "{error}");
+    // What is ended by hand is ended, although the supervisor has that socket, too.
+    home.ok("switchd", ["port", "rm", "B", "1"]);
+    wait_for("the port to go", || kinds(&home, "B").is_empty());
+    wait_until_reached(&home, "pc1", "10.0.0.2");
+    home.ok("vhalt", ["pc1", "pc2"]);
+    home.assert_nothing_left();
+}

@@ -154,7 +154,7 @@ pub fn interface_word(
     let mac = interface.mac(&machine.name);
     domains
         .get(&domain)
-        .and_then(|reach| transport.word(interface.number, mac, reach))
+        .and_then(|reach| transport.word(interface.number, mac, reach, descriptor(machine, interface)))
         .ok_or(ArgsError::NoSocket(domain, transport))
 }
 
@@ -193,6 +193,22 @@ pub fn agent_descriptor(machine: &Machine) -> u32 {
     } else {
         4
     }
+}
+
+/// The kernel's descriptor of an interface that has one: behind those of the consoles and the agent's line, in the
+/// order of the interfaces.
+fn descriptor(machine: &Machine, interface: &Interface) -> Option<u32> {
+    let number = sockets(machine).position(|other| other.number == interface.number)?;
+    let first = agent_descriptor(machine) + u32::from(machine.has_agent());
+    Some(first + u32::try_from(number).ok()?)
+}
+
+/// Interfaces whose sockets the kernel is started with, in the order of their descriptors.
+pub fn sockets(machine: &Machine) -> impl Iterator<Item = &Interface> {
+    machine
+        .interfaces
+        .iter()
+        .filter(|interface| interface.transport == Transport::Fd)
 }
 
 /// An argument as a POSIX shell reads it.

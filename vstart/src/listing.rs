@@ -108,7 +108,7 @@ impl Row {
             socket: words
                 .iter()
                 .find(|word| word.name == interface.name())
-                .map(|word| word.socket.to_owned()),
+                .and_then(|word| word.socket.map(str::to_owned)),
         });
         Self {
             name: machine.name.clone(),
@@ -140,11 +140,14 @@ impl Row {
             .iter()
             .find_map(|word| word.strip_prefix("mem=")?.strip_suffix('M')?.parse().ok());
         let interfaces = interface_words(&words).map(|word| Attached {
-            domain: domain_of(word.socket, &user).unwrap_or_else(|| "?".into()),
+            domain: word
+                .socket
+                .and_then(|socket| domain_of(socket, &user))
+                .unwrap_or_else(|| "?".into()),
             name: word.name,
             mac: word.mac.to_owned(),
             transport: word.transport,
-            socket: Some(word.socket.to_owned()),
+            socket: word.socket.map(str::to_owned),
         });
         let interfaces = interfaces.collect();
         Self {
@@ -220,7 +223,7 @@ struct Word<'a> {
     name: String,
     transport: Transport,
     mac: &'a str,
-    socket: &'a str,
+    socket: Option<&'a str>,
 }
 
 /// The interfaces on a kernel's command line.
@@ -233,7 +236,7 @@ fn interface_words(words: &[String]) -> impl Iterator<Item = Word<'_>> {
                 name: format!("eth{number}"),
                 transport: Transport::Vhost,
                 mac: words.iter().find_map(|word| word.strip_prefix(&address))?,
-                socket,
+                socket: Some(socket),
             });
         }
         let at = word.find(['=', ':'])?;
@@ -242,9 +245,10 @@ fn interface_words(words: &[String]) -> impl Iterator<Item = Word<'_>> {
         let fields: Vec<&str> = value.split(',').collect();
         let named = |key: &str| fields.iter().find_map(|field| field.strip_prefix(key));
         let (transport, mac, socket) = match (device.get(..3)?, fields.as_slice()) {
-            ("eth", ["daemon", mac, _, socket, ..]) => (Transport::Daemon, *mac, *socket),
-            ("eth", ["vde", socket, mac, ..]) => (Transport::Vde, *mac, *socket),
-            ("vec", _) => (Transport::Bess, named("mac=")?, named("dst=")?),
+            ("eth", ["daemon", mac, _, socket, ..]) => (Transport::Daemon, *mac, Some(*socket)),
+            ("eth", ["vde", socket, mac, ..]) => (Transport::Vde, *mac, Some(*socket)),
+            ("vec", ["transport=fd", ..]) => (Transport::Fd, named("mac=")?, None),
+            ("vec", _) => (Transport::Bess, named("mac=")?, Some(named("dst=")?)),
             _ => return None,
         };
         Some(Word {
@@ -276,13 +280,17 @@ mod tests {
             "eth1=tuntap,a",
             "eth2=vde,/h/vhub_bob_B.vde,02:00:00:00:00:02",
             "vec3:transport=bess,dst=/h/vhub_bob_C.bess,mac=02:00:00:00:00:03,mtu=9000",
+            "vec4:transport=fd,fd=3,mac=02:00:00:00:00:04",
             "virtio_uml.device=/h/vhub_bob_D.vhost:1:4",
             "mac_eth4=02:00:00:00:00:04",
         ]
         .map(str::to_owned);
         let found: Vec<_> = interface_words(&words)
             .map(|word| {
-                let domain = domain_of(word.socket, "bob").unwrap_or_default();
+                let domain = word
+                    .socket
+                    .and_then(|socket| domain_of(socket, "bob"))
+                    .unwrap_or_default();
                 format!("{} {} {} {domain}", word.name, word.transport, word.mac)
             })
             .collect();
@@ -292,6 +300,7 @@ mod tests {
                 "eth0 daemon 02:00:00:00:00:01 A",
                 "eth2 vde 02:00:00:00:00:02 B",
                 "eth3 bess 02:00:00:00:00:03 C",
+                "eth4 fd 02:00:00:00:00:04 ",
                 "eth4 vhost 02:00:00:00:00:04 D"
             ]
         );

@@ -5,7 +5,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,6 +32,9 @@ pub struct Stage {
     pub cpu: CpuLock,
     /// Files opened for reading and writing as descriptors 3 and up.
     pub files: Vec<PathBuf>,
+    /// Further descriptors behind those, so many. They come over standard input, which is a socket then; the program's
+    /// input is its output.
+    pub received: usize,
 }
 
 impl Stage {
@@ -51,6 +54,9 @@ impl Stage {
         for file in &self.files {
             command.arg("file").arg(file);
         }
+        if self.received > 0 {
+            command.args(["received", &self.received.to_string()]);
+        }
         command.arg("--").arg(program);
         command
     }
@@ -63,6 +69,7 @@ impl Stage {
 pub fn become_program(args: &[std::ffi::OsString]) -> Result<std::convert::Infallible> {
     let mut args = args.iter();
     let mut kept: Vec<OwnedFd> = Vec::new();
+    let mut input_is_output = false;
     loop {
         let word = args.next().context("the stage has no program")?;
         match word.to_str() {
@@ -89,6 +96,16 @@ pub fn become_program(args: &[std::ffi::OsString]) -> Result<std::convert::Infal
                 let path = args.next().context("the stage has no file")?;
                 kept.push(inherited(Path::new(path), 3 + kept.len())?);
             }
+            Some("received") => {
+                let count: usize = args
+                    .next()
+                    .and_then(|a| a.to_str()?.parse().ok())
+                    .context("the stage has no number of descriptors")?;
+                for _ in 0..count {
+                    kept.push(received(3 + kept.len())?);
+                }
+                input_is_output = true;
+            }
             Some("--") => break,
             _ => bail!("the stage does not know {}", word.display()),
         }
@@ -98,7 +115,12 @@ pub fn become_program(args: &[std::ffi::OsString]) -> Result<std::convert::Infal
     SigSet::empty()
         .thread_set_mask()
         .context("cannot unblock signals")?;
-    let error = Command::new(program).args(args).exec();
+    let mut command = Command::new(program);
+    if input_is_output {
+        let output = io::stdout().as_fd().try_clone_to_owned();
+        command.stdin(output.context("cannot give the program an input")?);
+    }
+    let error = command.args(args).exec();
     Err(error).with_context(|| format!("cannot run {}", program.display()))
 }
 
@@ -110,6 +132,21 @@ fn inherited(path: &Path, number: usize) -> Result<OwnedFd> {
         Ok(file.into())
     };
     let fd = open().with_context(|| format!("cannot open {}", path.display()))?;
+    numbered(fd, number)
+}
+
+/// Takes the next descriptor that has been sent to our input, so that the program finds it under the given number.
+fn received(number: usize) -> Result<OwnedFd> {
+    let mut fds = Vec::new();
+    netio::unix::receive_with_fds(io::stdin().as_fd(), &mut [0], &mut fds)
+        .context("cannot receive a descriptor")?;
+    let fd = fds.pop().context("there is no descriptor to be received")?;
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty())).context("cannot keep a descriptor")?;
+    numbered(fd, number)
+}
+
+/// Makes sure of a descriptor's number.
+fn numbered(fd: OwnedFd, number: usize) -> Result<OwnedFd> {
     // Lowest numbers are given out first, and everything else we might have open closes on exec.
     if usize::try_from(fd.as_raw_fd()).ok() != Some(number) {
         bail!("descriptor {number} is taken");
@@ -128,6 +165,7 @@ mod tests {
             parent: Some(7),
             cpu: CpuLock::Cpu(1),
             files: vec!["/dev/pts/1".into()],
+            received: 2,
         };
         let command = stage.command(Path::new("/bin/true"));
         let args: Vec<_> = command.get_args().map(|a| a.to_str().unwrap()).collect();
@@ -142,6 +180,8 @@ mod tests {
                 "1",
                 "file",
                 "/dev/pts/1",
+                "received",
+                "2",
                 "--",
                 "/bin/true"
             ]

@@ -148,16 +148,32 @@ impl Client {
     /// # Errors
     /// When switchd refuses.
     pub fn attach_open_tap(&mut self, domain: &DomainName, name: &str, tap: impl AsFd) -> Result<()> {
-        let port = PortSpec::TapFd {
+        let spec = PortSpec::TapFd {
             name: name.to_owned(),
         };
+        self.hand_over(domain, spec, tap)
+    }
+
+    /// Makes a connected socket a port of a domain. It stays one until the other end is closed, or somebody ends it.
+    ///
+    /// # Errors
+    /// When switchd refuses.
+    pub fn attach_socket(&mut self, domain: &DomainName, name: &str, socket: impl AsFd) -> Result<()> {
+        let spec = PortSpec::Fd {
+            name: name.to_owned(),
+        };
+        self.hand_over(domain, spec, socket)
+    }
+
+    /// Attaches what needs a descriptor.
+    fn hand_over(&mut self, domain: &DomainName, spec: PortSpec, fd: impl AsFd) -> Result<()> {
         let request = Request::PortAdd {
             domain: domain.clone(),
-            port: port.into(),
+            port: spec.into(),
         };
         let line = serde_json::to_string(&request).expect("a request has only text keys");
         let stream = self.stream.get_ref();
-        let sent = netio::unix::send_with_fd(stream.as_fd(), line.as_bytes(), tap.as_fd())
+        let sent = netio::unix::send_with_fd(stream.as_fd(), line.as_bytes(), fd.as_fd())
             .map_err(|error| SwitchError::Io(self.socket.clone(), error))?;
         self.answer_to(&format!("{}\n", &line[sent..])).map(drop)
     }

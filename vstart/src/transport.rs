@@ -26,6 +26,9 @@ pub enum Transport {
     Vde,
     /// Records of a connection, many at a time: the vector driver. When switchd goes, the guest must connect again.
     Bess,
+    /// The same over a socket that the kernel is started with: no path exists that anybody else could connect to. The
+    /// next switchd goes on with it; an interface that was taken down has lost it.
+    Fd,
     /// Rings in memory that the guest shares with switchd (virtio): the fastest. When switchd goes, the interface does,
     /// until the machine starts again.
     Vhost,
@@ -62,7 +65,7 @@ pub struct Reach {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TransportError {
     /// There is none of that name.
-    #[error("'{0}' is no transport: use auto, daemon, vde, bess or vhost")]
+    #[error("'{0}' is no transport: use auto, daemon, vde, bess, fd or vhost")]
     Unknown(String),
     /// Neither a transport nor that of an interface.
     #[error("'{0}' does not say which interface: write TRANSPORT for all, or ethN=TRANSPORT for one")]
@@ -72,10 +75,11 @@ pub enum TransportError {
 /// For automatic choice, the best first. `daemon` comes before the faster `bess`: it goes on by itself when switchd is
 /// started again, and no stall of the host makes the guest panic. `vde` has nothing that `daemon` has not. `vhost` is the
 /// fastest, but an interface that has lost its switchd never comes back, and needs a module in the guest.
-const PREFERENCE: [Transport; 4] = [
+const PREFERENCE: [Transport; 5] = [
     Transport::Daemon,
     Transport::Bess,
     Transport::Vde,
+    Transport::Fd,
     Transport::Vhost,
 ];
 
@@ -89,17 +93,19 @@ impl Transport {
             Self::Daemon => "daemon",
             Self::Vde => "vde",
             Self::Bess => "bess",
+            Self::Fd => "fd",
             Self::Vhost => "vhost",
         }
     }
 
-    /// What switchd calls the socket where such guests attach.
-    pub const fn socket(self) -> &'static str {
+    /// What switchd calls the socket where such guests attach; they may need none.
+    const fn socket(self) -> Option<&'static str> {
         match self {
-            Self::Daemon => "uml",
-            Self::Vde => "vde",
-            Self::Bess => "bess",
-            Self::Vhost => "vhost",
+            Self::Daemon => Some("uml"),
+            Self::Vde => Some("vde"),
+            Self::Bess => Some("bess"),
+            Self::Fd => None,
+            Self::Vhost => Some("vhost"),
         }
     }
 
@@ -108,7 +114,7 @@ impl Transport {
         match self {
             Self::Daemon => "CONFIG_UML_NET_DAEMON=y",
             Self::Vde => "CONFIG_UML_NET_VDE=y",
-            Self::Bess => "CONFIG_UML_NET_VECTOR=y",
+            Self::Bess | Self::Fd => "CONFIG_UML_NET_VECTOR=y",
             Self::Vhost => "CONFIG_VIRTIO_UML=y",
         }
     }
@@ -118,15 +124,22 @@ impl Transport {
         match self {
             // Cards of virtio are counted by the guest; our own guest init sees to it that it is the same number.
             Self::Daemon | Self::Vde | Self::Vhost => format!("eth{number}"),
-            Self::Bess => format!("vec{number}"),
+            Self::Bess | Self::Fd => format!("vec{number}"),
         }
     }
 
     /// The word for the command line of a kernel, and for `config` at its management console; `None` if the domain
-    /// has no such socket.
-    pub fn word(self, number: u32, mac: MacAddr, reach: &Reach) -> Option<String> {
-        let socket = reach.sockets.get(self.socket())?;
+    /// has no such socket, or the kernel no such descriptor.
+    pub fn word(self, number: u32, mac: MacAddr, reach: &Reach, descriptor: Option<u32>) -> Option<String> {
         let device = self.device(number);
+        let Some(kind) = self.socket() else {
+            let word = format!("{device}:transport=fd,fd={},mac={mac}", descriptor?);
+            return Some(match reach.mtu {
+                USUAL_MTU => word,
+                mtu => format!("{word},mtu={mtu}"),
+            });
+        };
+        let socket = reach.sockets.get(kind)?;
         Some(match self {
             Self::Daemon => format!("{device}=daemon,{mac},unix,{socket}"),
             Self::Vde => format!("{device}=vde,{socket},{mac}"),
@@ -137,7 +150,7 @@ impl Transport {
             Self::Bess => format!("{device}:transport=bess,dst={socket},mac={mac},mtu={}", reach.mtu),
             // 1 is a network card; the number behind it tells the guest which. Its address comes from switchd.
             Self::Vhost if socket.contains(':') => return None,
-            Self::Vhost => format!("virtio_uml.device={socket}:1:{number}"),
+            Self::Vhost | Self::Fd => format!("virtio_uml.device={socket}:1:{number}"),
         })
     }
 
@@ -148,7 +161,7 @@ impl Transport {
 
     /// Whether a running kernel can be given such an interface, and let go of one.
     pub const fn comes_and_goes(self) -> bool {
-        !matches!(self, Self::Vhost)
+        !matches!(self, Self::Fd | Self::Vhost)
     }
 
     /// Whether taking an interface down and up opens its sockets again.
@@ -326,7 +339,7 @@ mod tests {
 
     #[test]
     fn each_has_its_word() {
-        let word = |transport: Transport, mtu| transport.word(3, MAC, &reach(mtu)).unwrap();
+        let word = |transport: Transport, mtu| transport.word(3, MAC, &reach(mtu), Some(5)).unwrap();
         assert_eq!(
             word(Transport::Daemon, 1500),
             "eth3=daemon,02:00:00:00:00:01,unix,/h/A.cnct"
@@ -340,14 +353,23 @@ mod tests {
             word(Transport::Bess, 9000),
             "vec3:transport=bess,dst=/h/A.bess,mac=02:00:00:00:00:01,mtu=9000"
         );
-        assert_eq!(Transport::Bess.word(0, MAC, &Reach::default()), None);
+        assert_eq!(
+            word(Transport::Fd, 1500),
+            "vec3:transport=fd,fd=5,mac=02:00:00:00:00:01"
+        );
+        assert_eq!(
+            word(Transport::Fd, 9000),
+            "vec3:transport=fd,fd=5,mac=02:00:00:00:00:01,mtu=9000"
+        );
+        assert_eq!(Transport::Bess.word(0, MAC, &Reach::default(), None), None);
+        assert_eq!(Transport::Fd.word(0, MAC, &reach(1500), None), None);
     }
 
     #[test]
     fn the_kernel_decides_what_is_automatic() {
         let old = "#\n# x\n#\nCONFIG_UML_NET=y\nCONFIG_UML_NET_DAEMON=y\nCONFIG_UML_NET_VECTOR=y\n# CONFIG_UML_NET_VDE is not set\n";
         let old = Drivers::parse(old);
-        assert_eq!(old.to_string(), "daemon, bess");
+        assert_eq!(old.to_string(), "daemon, bess, fd");
         assert_eq!(Wanted::Auto.choose(&old), Some(Transport::Daemon));
         assert_eq!(Wanted::This(Transport::Bess).choose(&old), Some(Transport::Bess));
         assert_eq!(Wanted::This(Transport::Vde).choose(&old), None);

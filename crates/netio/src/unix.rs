@@ -50,6 +50,25 @@ pub fn connect_seqpacket(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
+/// Two connected sockets that keep records apart. Both are non-blocking.
+///
+/// # Errors
+/// As socketpair(2).
+pub fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (one, other) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
+    one.set_nonblocking(true)?;
+    other.set_nonblocking(true)?;
+    Ok((one.into(), other.into()))
+}
+
+/// Ends a connection for everybody who has a descriptor of it, and for the other end.
+///
+/// # Errors
+/// As shutdown(2); `NotConnected` if it has ended already.
+pub fn hang_up(connection: impl AsFd) -> io::Result<()> {
+    socket2::SockRef::from(&connection).shutdown(std::net::Shutdown::Both)
+}
+
 /// Takes the next connection of a listener; it is non-blocking.
 ///
 /// # Errors

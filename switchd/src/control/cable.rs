@@ -7,7 +7,6 @@ use std::sync::Arc;
 use fabric::PortId;
 use proto::DomainName;
 use proto::ctl::Error;
-use socket2::{Domain as Family, Socket, Type};
 
 use super::domain::Domain;
 use super::handshake::SOCKET_BUFFER;
@@ -32,7 +31,7 @@ pub(super) async fn add(place: Place<'_>, to: &DomainName) -> Result<PortId, Err
         )));
     }
     let pair = || {
-        let (a, b) = Socket::pair(Family::UNIX, Type::SEQPACKET.nonblocking(), None)?;
+        let (a, b) = netio::unix::seqpacket_pair()?;
         netio::unix::set_buffers(&a, SOCKET_BUFFER)?;
         netio::unix::set_buffers(&b, SOCKET_BUFFER)?;
         Ok((a, b))
@@ -45,11 +44,11 @@ pub(super) async fn add(place: Place<'_>, to: &DomainName) -> Result<PortId, Err
         secure: &[],
     };
     let far_id = far
-        .plug(&format!("to {from}"), Link::Cable(bess::Link::new(there.into())))
+        .plug(&format!("to {from}"), Link::Cable(bess::Link::new(there)))
         .await?;
     // If this fails, its end of the pair is closed, and the port over there goes.
     let id = place
-        .plug(&format!("to {to}"), Link::Cable(bess::Link::new(here.into())))
+        .plug(&format!("to {to}"), Link::Cable(bess::Link::new(here)))
         .await?;
     place.domain.set_cable(id, to.clone());
     other.set_cable(far_id, from.clone());

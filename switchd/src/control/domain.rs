@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -125,6 +126,8 @@ struct Extras {
     file: Option<PathBuf>,
     /// The domain at the other end.
     cable: Option<DomainName>,
+    /// A socket that others may have as well, and that is to end with the port if the port is ended.
+    socket: Option<OwnedFd>,
 }
 
 impl Domain {
@@ -253,6 +256,25 @@ impl Domain {
             state.extras.entry(id).or_default().file = Some(path);
         } else {
             remove_if_there(&path);
+        }
+    }
+
+    /// Leaves a socket to a port, which others may have as well.
+    pub(crate) fn own_socket(&self, id: PortId, socket: OwnedFd) {
+        let mut state = self.state();
+        if state.ports.contains(&id) {
+            state.extras.entry(id).or_default().socket = Some(socket);
+        }
+    }
+
+    /// Ends the sockets that were left to these ports. Without that, the other end of one that somebody else keeps
+    /// would never learn that nobody reads there any more.
+    pub(crate) fn hang_up(&self, ports: impl Fn(PortId) -> bool) {
+        let state = self.state();
+        let sockets = state.extras.iter().filter(|(id, _)| ports(**id));
+        for socket in sockets.filter_map(|(_, extras)| extras.socket.as_ref()) {
+            // Its other end may have been quicker.
+            let _ = netio::unix::hang_up(socket);
         }
     }
 

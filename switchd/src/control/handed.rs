@@ -10,7 +10,7 @@ use socket2::{Domain, SockRef, Type};
 
 use super::handshake::SOCKET_BUFFER;
 use super::plug::Place;
-use super::registry::invalid;
+use super::registry::{failed, invalid};
 use crate::datapath::port::Link;
 use crate::datapath::{bess, stream, uml, wire};
 
@@ -22,6 +22,9 @@ pub(super) async fn add(place: Place<'_>, name: &str, fd: Option<OwnedFd>) -> Re
             "cannot attach {name}: no descriptor came with the request"
         ))
     })?;
+    let kept = fd
+        .try_clone()
+        .map_err(|error| failed(format!("cannot attach {name}: {error}")))?;
     let link = link(fd).map_err(|error| {
         let hint = match error.raw_os_error() {
             Some(libc::ENOTSOCK) => "\nhint: it must be one end of a socketpair, or another connected socket",
@@ -29,7 +32,9 @@ pub(super) async fn add(place: Place<'_>, name: &str, fd: Option<OwnedFd>) -> Re
         };
         invalid(format!("cannot attach {name}: {error}{hint}"))
     })?;
-    place.plug(name, link).await
+    let id = place.plug(name, link).await?;
+    place.domain.own_socket(id, kept);
+    Ok(id)
 }
 
 /// A record or a datagram is a frame; in a byte stream each frame stands behind its length.

@@ -201,6 +201,13 @@ impl Registry {
         Ok(())
     }
 
+    /// Removes a domain because somebody wants it gone. (When the daemon ends, sockets that others keep go on: they may
+    /// be handed to the next one.)
+    pub(crate) async fn retire(&self, name: &DomainName) -> Result<(), Error> {
+        self.find(name)?.hang_up(|_| true);
+        self.remove(name).await
+    }
+
     /// Removes every domain.
     pub(crate) async fn clear(&self) {
         for domain in self.domains() {
@@ -292,6 +299,7 @@ impl Registry {
             return Ok(());
         }
         self.find_port(domain, id).await?;
+        domain.hang_up(|port| port == id);
         self.unplug(domain, id).await;
         Ok(())
     }

@@ -142,7 +142,7 @@ impl Client {
                 self.holds.insert(name, Arc::clone(&domain));
                 row(&registry, &domain).await
             }
-            Request::DomainRm { domain } => registry.remove(&domain).await.map(|()| Reply::Done),
+            Request::DomainRm { domain } => registry.retire(&domain).await.map(|()| Reply::Done),
             Request::DomainLs => {
                 let mut rows = Vec::new();
                 for domain in registry.domains() {

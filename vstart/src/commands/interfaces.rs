@@ -20,7 +20,7 @@ pub(super) struct Details {
     /// Give an interface an address of its own instead of the one that follows from its name
     #[arg(long, value_name = "ethN=ADDRESS")]
     mac: Vec<String>,
-    /// How frames get to the domain: daemon, vde, bess, vhost, or auto for what suits the kernel best [default: VM_TRANSPORT]
+    /// How frames get to the domain: daemon, vde, bess, fd, vhost, or auto for what suits the kernel best [default: VM_TRANSPORT]
     #[arg(long, value_name = "[ethN=]TRANSPORT")]
     transport: Vec<Choice>,
 }

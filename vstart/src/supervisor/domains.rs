@@ -1,6 +1,7 @@
 //! The machine's domains at switchd: made, held, and made again after switchd was away.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +11,10 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use super::wires::Wires;
 use crate::dirs::Dirs;
-use crate::machine::{NAT, TAP};
+use crate::kernel_args::sockets;
+use crate::machine::{Machine, NAT, TAP};
 use crate::switch::Client;
 use crate::transport::Reach;
 
@@ -19,6 +22,7 @@ use crate::transport::Reach;
 pub(super) struct Holds {
     wanted: Wanted,
     task: Option<AbortHandle>,
+    wires: Wires,
     /// Rung when switchd was away and the domains are there again.
     pub(super) back: Arc<Notify>,
 }
@@ -41,6 +45,7 @@ impl Holds {
         Self {
             wanted,
             task: None,
+            wires: Wires::default(),
             back: Arc::default(),
         }
     }
@@ -63,12 +68,28 @@ impl Holds {
             let (holding, found) = tokio::task::spawn_blocking(move || wanted.ask()).await??;
             (client, reached) = (Some(holding), found);
         }
-        let task = client.map(|client| tokio::spawn(keep(wanted.clone(), client, self.back.clone())));
+        let task = client.map(|client| {
+            tokio::spawn(keep(
+                wanted.clone(),
+                self.wires.clone(),
+                client,
+                self.back.clone(),
+            ))
+        });
         if let Some(before) = std::mem::replace(&mut self.task, task.map(|task| task.abort_handle())) {
             before.abort();
         }
         self.wanted = wanted;
         Ok(reached)
+    }
+
+    /// Makes the wires of a machine whose domains are held; the kernel's ends, in the order of their descriptors.
+    pub(super) async fn make_wires(&self, machine: &Machine) -> Result<Vec<OwnedFd>> {
+        if sockets(machine).next().is_none() {
+            return Ok(Vec::new());
+        }
+        let (wires, machine, dirs) = (self.wires.clone(), machine.clone(), self.wanted.dirs.clone());
+        tokio::task::spawn_blocking(move || wires.make(&machine, &mut Client::connect(&dirs)?)).await?
     }
 
     /// The device that connects the domain `tap` to the host.
@@ -101,19 +122,39 @@ impl Wanted {
 }
 
 /// Keeps domains alive: over a restart of switchd as well, which it starts again if need be.
-async fn keep(wanted: Wanted, client: Client, back: Arc<Notify>) {
-    let mut client = Some(client);
+async fn keep(wanted: Wanted, wires: Wires, client: Client, back: Arc<Notify>) {
+    let mut client = client;
     loop {
-        if let Some(held) = client.take() {
-            wait_for_end(held).await;
-        }
+        wait_for_end(client).await;
+        client = tokio::select! {
+            client = again(&wanted, &wires) => client,
+            () = drain(&wires) => unreachable!("goes on for ever"),
+        };
+        back.notify_one();
+    }
+}
+
+/// Holds domains again, however long that takes.
+async fn again(wanted: &Wanted, wires: &Wires) -> Client {
+    loop {
         tokio::time::sleep(HOLD_AGAIN).await;
-        let wanted = wanted.clone();
-        let again = tokio::task::spawn_blocking(move || wanted.ask()).await;
-        if let Ok(Ok((held, _))) = again {
-            client = Some(held);
-            back.notify_one();
+        let (wanted, wires) = (wanted.clone(), wires.clone());
+        let held = tokio::task::spawn_blocking(move || {
+            let (mut client, _) = wanted.ask()?;
+            wires.hand_over(&mut client);
+            anyhow::Ok(client)
+        });
+        if let Ok(Ok(client)) = held.await {
+            return client;
         }
+    }
+}
+
+/// Reads in switchd's place; never returns.
+async fn drain(wires: &Wires) {
+    loop {
+        wires.drain();
+        tokio::time::sleep(DRAIN_AGAIN).await;
     }
 }
 
@@ -128,5 +169,7 @@ async fn wait_for_end(client: Client) {
     }
 }
 
+/// Pause between two looks at what guests have sent while switchd is away; a second would be too long for them.
+const DRAIN_AGAIN: Duration = Duration::from_millis(50);
 /// Pause between attempts to hold the domains again.
 const HOLD_AGAIN: Duration = Duration::from_millis(200);

@@ -17,7 +17,7 @@ use crate::kernel_args::{interface_word, name_in_guest};
 use crate::machine::{Attachment, Interface};
 use crate::mconsole;
 use crate::switch::Client;
-use crate::transport::Reach;
+use crate::transport::{Reach, Transport};
 
 /// A change somebody asks for, and where the answer goes.
 pub(crate) struct Change {
@@ -169,8 +169,12 @@ impl Life<'_> {
         let kernel = self.record.as_ref().and_then(|record| record.kernel);
         let kernel = kernel.and_then(|kernel| u32::try_from(kernel.pid).ok());
         let ours = |port: &&PortRow| port.peer.is_some_and(|peer| Some(peer.pid) == kernel);
-        let interfaces = &self.plan.machine.interfaces;
-        let is_lost = |interface: &&Interface| {
+        // Whoever holds our domains hands sockets over again.
+        let interfaces = self.plan.machine.interfaces.iter();
+        let interfaces: Vec<_> = interfaces
+            .filter(|interface| interface.transport != Transport::Fd)
+            .collect();
+        let is_lost = |interface: &&&Interface| {
             let domain = interface.attachment.domain();
             let there = ports
                 .iter()
@@ -183,7 +187,7 @@ impl Life<'_> {
                     .filter(|other| other.attachment.domain() == domain)
                     .count()
         };
-        Ok(interfaces.iter().filter(is_lost).cloned().collect())
+        Ok(interfaces.iter().filter(is_lost).copied().cloned().collect())
     }
 
     async fn reconnect_one(&mut self, interface: &Interface) -> Result<()> {

@@ -16,6 +16,7 @@ mod run;
 mod telnet;
 mod tty;
 mod viewers;
+mod wires;
 
 pub use viewers::{Answer, Request};
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use super::interfaces::Change;
 use super::link::Link;
 use super::tty::Slave;
 use super::viewers::{self, Consoles};
-use super::{Event, Events, Plan};
+use super::{Event, Events, Plan, wires};
 use crate::kernel_args::{exec_file, kernel_args};
 use crate::machine::{self, Machine, Root};
 use crate::mconsole::{Notification, notification};
@@ -126,6 +127,7 @@ impl Life<'_> {
         for domain in domains.keys() {
             self.step(format!("domain {domain}"));
         }
+        let sockets = self.holds.make_wires(self.machine()).await?;
         let args = kernel_args(self.machine(), &dirs, &domains)?;
         if let Some((path, command)) = exec_file(self.machine(), &dirs) {
             fs::write(&path, command).with_context(|| format!("cannot write {}", path.display()))?;
@@ -165,7 +167,8 @@ impl Life<'_> {
         tokio::spawn(viewers::serve(listener, consoles.clone(), link.clone(), change));
         let _slaves = self.show(&consoles).await?;
 
-        let mut child = self.start_kernel(&args, &primary, consoles[1].as_deref(), link.as_deref())?;
+        let mut child =
+            self.start_kernel(&args, &primary, consoles[1].as_deref(), link.as_deref(), sockets)?;
         self.set_status(Status::Booting)?;
         let ends = self.attend(&mut child, &notifications, changes).await;
         // Whatever is the reason, nothing of the kernel may go on.
@@ -309,6 +312,7 @@ impl Life<'_> {
         primary: &Console,
         secondary: Option<&Console>,
         link: Option<&Link>,
+        sockets: Vec<OwnedFd>,
     ) -> Result<Child> {
         let kernel = self.machine().kernel.clone();
         let terminal = || -> io::Result<Stdio> { Ok(primary.slave.fd.try_clone()?.into()) };
@@ -323,12 +327,17 @@ impl Life<'_> {
                 .chain(link.map(|l| &l.slave))
                 .map(|s| s.path.clone())
                 .collect(),
+            received: sockets.len(),
+        };
+        let input = match sockets.len() {
+            0 => terminal()?,
+            _ => wires::to_be_received(&sockets)?.into(),
         };
         let mut command = tokio::process::Command::from(stage.command(&kernel));
         let child = command
             .args(args)
             .process_group(0)
-            .stdin(terminal()?)
+            .stdin(input)
             .stdout(terminal()?)
             .stderr(terminal()?)
             .spawn()
