@@ -211,6 +211,21 @@ pub fn transfer(daemon: &Switchd, a: &str, b: &str, mtu: u32) -> [Guest; 2] {
 /// # Panics
 /// If anything is damaged.
 pub fn exchange(kernel: impl Fn() -> Command, dir: &Path, a: &str, b: &str, mtu: u32) -> [Guest; 2] {
+    exchange_after(|| (), kernel, dir, a, b, mtu)
+}
+
+/// The same, with something to be done when both interfaces are up, before any of that is sent.
+///
+/// # Panics
+/// If anything is damaged.
+pub fn exchange_after(
+    before: impl FnOnce(),
+    kernel: impl Fn() -> Command,
+    dir: &Path,
+    a: &str,
+    b: &str,
+    mtu: u32,
+) -> [Guest; 2] {
     fs::write(dir.join("bulk"), bulk()).expect("the data are written");
     let modules = |word: &str| {
         if is_vhost(word) {
@@ -222,7 +237,7 @@ pub fn exchange(kernel: impl Fn() -> Command, dir: &Path, a: &str, b: &str, mtu:
     let receiver = format!(
         "{1}mkfifo /tmp/open; nc -l -p 5000 <> /tmp/open > /tmp/bulk &\n\
          until grep -q :1388 /proc/net/tcp*; do true; done\n\
-         ip addr add 10.0.0.2/24 dev {0}; ip link set {0} mtu {mtu} up\n\
+         ip addr add 10.0.0.2/24 dev {0}; ip link set {0} mtu {mtu} up; echo INTERFACE-UP\n\
          wait; md5sum < /tmp/bulk; md5sum < /mnt/bulk; echo RECEIVED\n\
          sleep 100",
         interface(b),
@@ -231,6 +246,7 @@ pub fn exchange(kernel: impl Fn() -> Command, dir: &Path, a: &str, b: &str, mtu:
     let size = mtu - 28;
     let sender = format!(
         "{1}ip addr add 10.0.0.1/24 dev {0}; ip link set {0} mtu {mtu} up\n\
+         echo INTERFACE-UP; until [ -e /mnt/go-on ]; do sleep 0.1; done\n\
          until ping -c 1 -w 1 10.0.0.2; do true; done\n\
          ping -c 3 -w 10 -s {size} 10.0.0.2\n\
          nc 10.0.0.2 5000 < /mnt/bulk; echo SENT\n\
@@ -240,6 +256,10 @@ pub fn exchange(kernel: impl Fn() -> Command, dir: &Path, a: &str, b: &str, mtu:
     );
     let mut receiver = Guest::boot_by(kernel(), dir, "b", &receiver, &[b.to_owned()]);
     let mut sender = Guest::boot_by(kernel(), dir, "a", &sender, &[a.to_owned()]);
+    receiver.wait_console("INTERFACE-UP");
+    sender.wait_console("INTERFACE-UP");
+    before();
+    fs::write(dir.join("go-on"), "").expect("the word is given");
     receiver.wait_console("RECEIVED");
     sender.wait_console("SENT");
     let pings = sender.console();

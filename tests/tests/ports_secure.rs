@@ -3,9 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
 
 use std::io::Read;
+use std::process::{Command, Stdio};
 
 use socket2::{Domain, SockAddr, Socket, Type};
-use tests::ports::{transfer, wait_ports};
+use tests::netns::Net;
+use tests::ports::{Guest, exchange_after, only_late, wait_ports};
+use tests::program::{Process, binary, listens, tool};
 use tests::switchd::Switchd;
 use tests::wait;
 
@@ -95,13 +98,62 @@ fn what_is_not_theirs_does_not_get_in() {
 #[test]
 fn guests_within_their_range_ping_and_transfer() {
     let daemon = Switchd::with_domain(&["A"]);
-    // Ports of that number, whenever they come: clients of now go, their ports' settings with them.
     let word = format!("vec0:transport=bess,dst={}", daemon.domain("A").sockets["bess"]);
-    let guests = transfer(&daemon, &word, &word, 1500);
-    for id in ["1", "2"] {
-        daemon
-            .run(&["port", "secure", "A", id, "10.0.0.0/24", "fd00::/64"])
-            .ok();
+    let secure = || {
+        for port in wait_ports(&daemon, "A", 2) {
+            let id = port.id.to_string();
+            daemon
+                .run(&["port", "secure", "A", &id, "10.0.0.0/24", "fd00::/64"])
+                .ok();
+        }
+    };
+    let kernel = || Command::new(tool("linux.uml"));
+    let _guests = exchange_after(secure, kernel, daemon.home(), &word, &word, 1500);
+    for port in daemon.ports("A") {
+        let ranges: Vec<_> = port.secure.iter().map(ToString::to_string).collect();
+        assert_eq!(ranges, ["10.0.0.0/24", "fd00::/64"]);
+        assert!(only_late(&port) && port.rx_frames > 20, "{port:?}");
     }
-    drop(guests);
+}
+
+#[test]
+fn guests_outside_their_range_are_alone() {
+    let (net, daemon) = (Net::new(), Switchd::prepared());
+    let mut command = net.command(binary("switchd"));
+    command.arg("--dir").arg(daemon.dir()).arg("run");
+    let _process = Process::start(command.stdin(Stdio::null()));
+    wait::until_true("the daemon", || listens(&daemon.socket()));
+    daemon.add(&["A"]);
+    // It is a secure port from its first frame on.
+    let words = "port add A --l2tpv3 127.0.0.1:1702,127.0.0.1:1701 --tx-session 1 --rx-session 2 --secure 10.0.7.0/24";
+    daemon.run(&words.split(' ').collect::<Vec<_>>()).ok();
+    let script = |own: &str, device: &str, other: &str| {
+        format!(
+            "ip addr add {own}/24 dev {device}; ip link set {device} up\n\
+             while true; do ping -c 1 -w 1 {other}; done"
+        )
+    };
+    let wire = "vec0:transport=l2tpv3,udp=1,src=127.0.0.1,srcport=1701,dst=127.0.0.1,dstport=1702,tx_session=2,rx_session=1";
+    let bess = format!("vec0:transport=bess,dst={}", daemon.domain("A").sockets["bess"]);
+    let kernel = || net.command(tool("linux.uml"));
+    let boot = |name: &str, script: &str, word: &str| {
+        Guest::boot_by(kernel(), daemon.home(), name, script, &[word.to_owned()])
+    };
+    let honest = boot("b", &script("10.0.0.2", "vec0", "10.0.0.1"), &bess);
+    let liar = boot("a", &script("10.0.0.1", "vec0", "10.0.0.2"), wire);
+    let spoofed = || {
+        let ports = daemon.ports("A");
+        let wire = ports.iter().find(|port| port.kind == "l2tpv3").expect("the wire");
+        wire.drops.get("spoofed").copied().unwrap_or_default()
+    };
+    // It asks who has the address, and is asked, and never answers.
+    wait::until_true("refused frames", || spoofed() > 3);
+    for guest in [&honest, &liar] {
+        wait::until_true("a lost ping", || guest.console().contains("0 packets received"));
+        assert!(
+            !guest.console().contains("1 packets received"),
+            "{}",
+            guest.console()
+        );
+    }
 }

@@ -237,7 +237,7 @@ fn transports_change_the_command_line_and_nothing_else() {
     );
     assert!(
         error.starts_with("vstart: cannot attach eth0: kernel ")
-            && error.ends_with(" has no driver for transport vde\nhint: it has bess\n"),
+            && error.ends_with(" has no driver for transport vde\nhint: it has bess, fd\n"),
         "{error}"
     );
     let settings = home.path().join(".netkit");
@@ -354,7 +354,7 @@ fn sockets_a_kernel_is_started_with_outlive_switchd() {
         &home,
         "pc1",
         "ip neigh add 10.0.0.9 lladdr 02:00:00:00:00:99 dev eth0; \
-         bash -c 'until [ -e /tmp/stop ]; do dd bs=1400 count=1000 if=/dev/zero of=/dev/udp/10.0.0.9/9; done' \
+         bash -c 'until [ -e /tmp/stop ]; do dd bs=1400 count=1000 if=/dev/zero >/dev/udp/10.0.0.9/9; done' \
          >/dev/null 2>&1 </dev/null &",
     );
     let hubs = home.path().join(".netkit/hubs");
