@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::control::listeners::cannot_listen;
 use crate::control::registry::{Admission, Registry};
 use crate::control::server;
-use crate::datapath::Handle;
+use crate::datapath::{Common, Handle};
 
 /// The control socket in the directory.
 pub(crate) const SOCKET: &str = "switchd.sock";
@@ -68,6 +68,7 @@ async fn host(config: Config, directory: &Path) -> anyhow::Result<()> {
         _ = hung_up.recv() => tracing::info!("hung up"),
         () = shutdown.notified() => tracing::info!("told to end"),
         () = idle(&registry, config.idle_exit) => tracing::info!("nothing left to do"),
+        never = registry.balance() => match never {},
     }
     // Nobody is let in any more; then the domains go, their ports' sockets with them, and the workers last.
     let _ = fs::remove_file(&socket);
@@ -110,8 +111,9 @@ async fn open(
 
 /// Starts the workers.
 pub(crate) fn start_workers(count: usize, hold: Duration) -> anyhow::Result<Vec<Handle>> {
+    let common = Common::new(hold);
     (0..count)
-        .map(|number| Handle::start(number, hold).context("cannot start a worker"))
+        .map(|number| Handle::start(number, &common).context("cannot start a worker"))
         .collect()
 }
 

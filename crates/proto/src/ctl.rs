@@ -431,6 +431,9 @@ pub struct DomainRow {
     pub captures: usize,
     /// True if it goes with its last holder and port.
     pub transient: bool,
+    /// Which of the daemon's threads forwards for it; it may change.
+    #[serde(default)]
+    pub worker: usize,
     /// Where to attach, by kind of port (`uml`: the control socket).
     pub sockets: BTreeMap<String, String>,
     /// Frames received from all ports.

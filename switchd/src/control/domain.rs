@@ -91,8 +91,9 @@ impl Sockets {
 /// A domain, shared by the registry and the tasks of its ports.
 pub(crate) struct Domain {
     pub(crate) id: DomainId,
-    /// Which worker has it.
-    pub(crate) worker: usize,
+    /// Which worker has it. Locked while a command is handed to that, so that none comes to one that has parted with
+    /// the domain; never held across an `.await`.
+    worker: Mutex<usize>,
     pub(crate) spec: DomainSpec,
     pub(crate) sockets: Sockets,
     /// Clients of request version 0, from the first of them on.
@@ -144,12 +145,17 @@ impl Domain {
         });
         Self {
             id,
-            worker,
+            worker: Mutex::new(worker),
             spec,
             sockets,
             compat: OnceLock::new(),
             state,
         }
+    }
+
+    /// The worker that has it.
+    pub(crate) fn worker(&self) -> MutexGuard<'_, usize> {
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Never held across an `.await`: every method here is short.
@@ -408,6 +414,7 @@ impl Domain {
             stations: snapshot.stations,
             captures: snapshot.captures,
             transient: self.state().transient,
+            worker: *self.worker(),
             sockets: self.sockets.listed(),
             rx_frames: total.rx_frames,
             rx_bytes: total.rx_bytes,

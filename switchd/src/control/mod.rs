@@ -5,6 +5,7 @@
 
 pub(crate) mod accept;
 mod attendant;
+mod balance;
 pub(crate) mod bess;
 mod cable;
 pub(crate) mod captures;

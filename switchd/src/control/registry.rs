@@ -1,6 +1,7 @@
 //! All domains, and the way from the control side to their workers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::fs::Permissions;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -22,7 +23,7 @@ use super::flight::Flights;
 use super::handshake::Refusal;
 use super::listeners::Listeners;
 use super::plug::{Place, ranges};
-use super::{cable, handed, stream, tap, uplink, vde, wire};
+use super::{balance, cable, handed, stream, tap, uplink, vde, wire};
 use crate::datapath::capture::{Feed, FeedId};
 use crate::datapath::{Command, DomainId, Handle, NewPort, Snapshot};
 
@@ -195,7 +196,7 @@ impl Registry {
             attendant.end().await;
         }
         let (done, wait) = oneshot::channel();
-        self.workers[domain.worker].send(Command::RemoveDomain(domain.id, done));
+        self.send(&domain, Command::RemoveDomain(domain.id, done));
         let _ = wait.await;
         self.departed.notify_waiters();
         Ok(())
@@ -233,7 +234,7 @@ impl Registry {
         let secure = domain.secure(port.id);
         if !secure.is_empty() {
             // The worker takes it before the port, which thus is a secure one from its first frame on.
-            self.workers[domain.worker].send(Command::Secure(domain.id, port.id, ranges(&secure)));
+            self.send(domain, Command::Secure(domain.id, port.id, ranges(&secure)));
         }
         let answer = self
             .ask(domain, |answer| {
@@ -277,7 +278,7 @@ impl Registry {
     pub(crate) async fn secure_port(&self, domain: &Domain, id: PortId, nets: &[IpNet]) -> Result<(), Error> {
         self.find_port(domain, id).await?;
         domain.set_secure(id, nets);
-        self.workers[domain.worker].send(Command::Secure(domain.id, id, ranges(nets)));
+        self.send(domain, Command::Secure(domain.id, id, ranges(nets)));
         Ok(())
     }
 
@@ -353,11 +354,53 @@ impl Registry {
     }
 
     pub(crate) fn add_capture(&self, domain: &Domain, feed: Feed) {
-        self.workers[domain.worker].send(Command::AddCapture(domain.id, feed));
+        self.send(domain, Command::AddCapture(domain.id, feed));
     }
 
     pub(crate) fn remove_capture(&self, domain: &Domain, feed: FeedId) {
-        self.workers[domain.worker].send(Command::RemoveCapture(domain.id, feed));
+        self.send(domain, Command::RemoveCapture(domain.id, feed));
+    }
+
+    /// Sends a command to the worker that has the domain.
+    fn send(&self, domain: &Domain, command: Command) {
+        self.workers[*domain.worker()].send(command);
+    }
+
+    /// Waits until a worker was busy for a quarter of a second, and hands a domain of the busiest over to the least busy if
+    /// both are better off then; for ever.
+    pub(crate) async fn balance(&self) -> Infallible {
+        loop {
+            self.workers[0].busy().await;
+            let mut loads = Vec::new();
+            for worker in &self.workers {
+                let (answer, wait) = oneshot::channel();
+                worker.send(Command::Load(answer));
+                loads.extend(wait.await);
+            }
+            if loads.len() == self.workers.len()
+                && let Some((id, to)) = balance::choose(&loads)
+            {
+                self.relocate(id, to);
+            }
+        }
+    }
+
+    /// Hands a domain over to another worker.
+    fn relocate(&self, id: DomainId, to: usize) {
+        let domain = self
+            .state()
+            .domains
+            .values()
+            .find(|domain| domain.id == id)
+            .cloned();
+        // It may have been removed meanwhile.
+        let Some(domain) = domain else { return };
+        let mut worker = domain.worker();
+        if *worker != to {
+            tracing::debug!("domain {}: from worker {} to {to}", domain.spec.domain, *worker);
+            self.workers[*worker].hand_over(id, &self.workers[to]);
+            *worker = to;
+        }
     }
 
     /// Sends a command and waits for its answer; `None` if the domain or the worker is gone.
@@ -367,7 +410,7 @@ impl Registry {
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Option<T> {
         let (answer, wait) = oneshot::channel();
-        self.workers[domain.worker].send(command(answer));
+        self.send(domain, command(answer));
         wait.await.ok()
     }
 

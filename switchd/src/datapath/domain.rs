@@ -14,7 +14,7 @@ use super::worker::{Context, ROOM, Slot, token};
 use super::{NewPort, PortSnapshot, Snapshot};
 
 /// A domain and everything it owns.
-pub(super) struct Domain {
+pub(crate) struct Domain {
     slot: Slot,
     fabric: fabric::Domain,
     guard: Guard,
@@ -24,6 +24,8 @@ pub(super) struct Domain {
     dumps: Vec<PortId>,
     /// Counters of ports that have left.
     departed: Counters,
+    /// Frames counted when it was last asked how many it had moved.
+    counted: u64,
     serial: u64,
 }
 
@@ -37,6 +39,7 @@ impl Domain {
             feeds: Vec::new(),
             dumps: Vec::new(),
             departed: Counters::default(),
+            counted: 0,
             serial: 0,
         }
     }
@@ -447,6 +450,53 @@ impl Domain {
         if let Some(done) = port.closing.take() {
             let _ = done.send(());
         }
+    }
+
+    /// Takes everything of it out of what the domains of a worker share.
+    pub(super) fn leave(&mut self, context: &mut Context) {
+        let slot = self.slot;
+        context.ready.retain(|&(domain, _)| domain != slot);
+        for ports in [&mut context.full, &mut context.roomy, &mut context.dead] {
+            ports.retain(|&(domain, _)| domain != slot);
+        }
+        for (index, port) in self.ports.iter_mut().enumerate() {
+            let Some(port) = port else { continue };
+            port.queued = false;
+            port.armed = false;
+            let (rx, tx) = port.link.fds();
+            for fd in [Some(rx), tx].into_iter().flatten() {
+                if let Err(error) = context.poller.remove(fd) {
+                    tracing::error!("cannot stop watching port {index}: {error}");
+                }
+            }
+        }
+    }
+
+    /// Puts everything of it into what the domains of another worker share: what has come since is found at once.
+    pub(super) fn arrive(&mut self, slot: Slot, context: &mut Context) {
+        self.slot = slot;
+        context.unsent |= !self.feeds.is_empty();
+        for id in self.fabric.ports().collect::<Vec<_>>() {
+            let Some(port) = self.port_mut(id) else { continue };
+            if let Err(error) = watch(&port.link, &context.poller, token(slot, id)) {
+                tracing::error!("cannot watch port {id}: {error}");
+                context.dead.push((slot, id));
+                continue;
+            }
+            if port.egress.is_full() {
+                context.full.push((slot, id));
+            }
+            self.watch_room(id, context);
+            self.readable(id, context);
+        }
+    }
+
+    /// Frames received and sent since this was last asked.
+    pub(super) fn moved(&mut self) -> u64 {
+        let ports = self.ports.iter().flatten().map(|port| &port.counters);
+        let frames = |counters: &Counters| counters.rx_frames + counters.tx_frames;
+        let all = ports.chain([&self.departed]).map(frames).sum();
+        all - std::mem::replace(&mut self.counted, all)
     }
 
     /// Removes all ports.

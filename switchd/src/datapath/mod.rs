@@ -24,14 +24,15 @@ mod worker;
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fabric::{MacAddr, PortId, Range, StaticError};
 use netio::poll::{Interest, Poller};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 pub(crate) use flow::LONGEST_HOLD;
 use port::{Counters, Identity, Link};
@@ -70,7 +71,65 @@ pub(crate) enum Command {
     FdbRemove(DomainId, MacAddr, oneshot::Sender<bool>),
     AddCapture(DomainId, capture::Feed),
     RemoveCapture(DomainId, capture::FeedId),
+    /// Hands a domain over to another worker, which has been told to expect it.
+    Move(DomainId, Mailbox),
+    /// Another worker is going to hand a domain over; what is asked about it waits until then.
+    Expect(DomainId),
+    /// The domain that was expected; none if it is gone.
+    Adopt(DomainId, Option<Box<domain::Domain>>),
+    Load(oneshot::Sender<Load>),
     Stop,
+}
+
+impl Command {
+    /// The domain it is about, if it has to wait for one that is expected.
+    fn domain(&self) -> Option<DomainId> {
+        match *self {
+            Self::AddDomain(id, _)
+            | Self::RemoveDomain(id, _)
+            | Self::Attach(id, ..)
+            | Self::Detach(id, ..)
+            | Self::Secure(id, ..)
+            | Self::Snapshot(id, _)
+            | Self::Fdb(id, _)
+            | Self::FdbAdd(id, ..)
+            | Self::FdbRemove(id, ..)
+            | Self::AddCapture(id, _)
+            | Self::RemoveCapture(id, _)
+            | Self::Move(id, _) => Some(id),
+            Self::Expect(_) | Self::Adopt(..) | Self::Load(_) | Self::Stop => None,
+        }
+    }
+}
+
+/// What a worker has had to do since it was last asked.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Load {
+    /// The part of the time it was not waiting for frames: from 0 to 1.
+    pub(crate) busy: f64,
+    /// Frames received and sent, by domain.
+    pub(crate) domains: Vec<(DomainId, u64)>,
+}
+
+/// What all workers have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Common {
+    /// How long an ingress port is held back for a full egress port.
+    hold: Duration,
+    /// When the time of the forwarding tables began.
+    epoch: Instant,
+    /// Told when a worker was busy for a quarter of a second or more.
+    busy: Arc<Notify>,
+}
+
+impl Common {
+    pub(crate) fn new(hold: Duration) -> Self {
+        Self {
+            hold,
+            epoch: Instant::now(),
+            busy: Arc::default(),
+        }
+    }
 }
 
 /// A domain at one moment.
@@ -91,37 +150,66 @@ pub(crate) struct PortSnapshot {
     pub(crate) stations: Vec<MacAddr>,
 }
 
+/// Where a worker gets its commands.
+#[derive(Clone)]
+pub(crate) struct Mailbox {
+    commands: Sender<Command>,
+    wake: Arc<EventFd>,
+}
+
+impl Mailbox {
+    /// Hands a command over. If the worker has stopped, the command's answer is dropped.
+    fn send(&self, command: Command) {
+        if self.commands.send(command).is_ok() {
+            // It can only fail when the counter is full, and then the worker is about to wake anyway.
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
 /// The control side's end of a worker.
 pub(crate) struct Handle {
-    commands: Sender<Command>,
-    wake: EventFd,
+    mailbox: Mailbox,
+    busy: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Handle {
-    /// Starts a worker thread. `hold` is how long an ingress port is held back for a full egress port.
-    pub(crate) fn start(number: usize, hold: Duration) -> io::Result<Self> {
+    /// Starts a worker thread.
+    pub(crate) fn start(number: usize, common: &Common) -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let poller = Poller::new()?;
         poller.add(wake.as_fd(), WAKE, Interest::Read)?;
         let (commands, inbox) = channel();
-        let worker = Worker::new(poller, inbox, hold);
+        let worker = Worker::new(poller, inbox, common.clone());
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(|| worker.run())?;
         Ok(Self {
-            commands,
-            wake,
+            mailbox: Mailbox {
+                commands,
+                wake: Arc::new(wake),
+            },
+            busy: Arc::clone(&common.busy),
             thread: Some(thread),
         })
     }
 
     /// Hands a command over. If the worker has stopped, the command's answer is dropped.
     pub(crate) fn send(&self, command: Command) {
-        if self.commands.send(command).is_ok() {
-            // It can only fail when the counter is full, and then the worker is about to wake anyway.
-            let _ = self.wake.write(1);
-        }
+        self.mailbox.send(command);
+    }
+
+    /// Has a domain go over to another worker. Whatever is asked of that from now on, it does after what has been asked
+    /// of this one.
+    pub(crate) fn hand_over(&self, domain: DomainId, to: &Self) {
+        to.send(Command::Expect(domain));
+        self.send(Command::Move(domain, to.mailbox.clone()));
+    }
+
+    /// Waits until this worker, or one with the same [`Common`], was busy for a quarter of a second or more.
+    pub(crate) async fn busy(&self) {
+        self.busy.notified().await;
     }
 }
 

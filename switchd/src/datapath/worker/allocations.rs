@@ -33,7 +33,7 @@ struct Bench {
 impl Bench {
     fn new(mode: Mode) -> Self {
         let (_, inbox) = channel();
-        let mut worker = Worker::new(Poller::new().unwrap(), inbox, Duration::ZERO);
+        let mut worker = Worker::new(Poller::new().unwrap(), inbox, Common::new(Duration::ZERO));
         let settings = Settings {
             mode,
             ..Settings::default()
