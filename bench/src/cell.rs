@@ -198,7 +198,7 @@ fn score(kind: &Kind, reports: &[Report], base: &[f64]) -> Score {
 }
 
 /// Sorts, and returns the middle value or the mean of the two middle ones.
-fn median(values: &mut [f64]) -> Option<f64> {
+pub(crate) fn median(values: &mut [f64]) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
     let lower = values[(values.len() - 1) / 2];

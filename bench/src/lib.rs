@@ -15,9 +15,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod busy;
 pub mod cell;
 pub mod contestant;
 pub mod control;
+pub mod converge;
 pub mod flow;
 pub mod frame;
 pub mod latency;

@@ -146,7 +146,7 @@ fn pass(codec: &Codec, from: &Port, to: &Port, sender: u16) -> io::Result<bool> 
     Ok(codec.read(&buffer[..len], SHORTEST, |_| To::All) == Ok(seen))
 }
 
-fn allow_descriptors(need: u64) -> Result<(), ManyError> {
+pub(crate) fn allow_descriptors(need: u64) -> Result<(), ManyError> {
     let refused = |limit| ManyError::Limit { need, limit };
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|_| refused(0))?;
     if soft >= need {

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::busy::Busy;
 use crate::cell::{Row, Score};
+use crate::converge::Converge;
 use crate::latency::Latency;
 use crate::load::{Delivery, Traffic};
 use crate::machine::Machine;
@@ -28,6 +30,10 @@ pub struct Results {
     pub latencies: Vec<Latency>,
     /// Many domains in one process, if that was asked for.
     pub many_domains: Option<Many>,
+    /// Domains that are loaded at once, if that was asked for.
+    pub busy_domains: Vec<Busy>,
+    /// Many senders to one receiver, if that was asked for.
+    pub converge: Vec<Converge>,
 }
 
 /// All cells measured with one queue length.
@@ -68,6 +74,14 @@ impl Results {
         if let Some(many) = &self.many_domains {
             text += "\n";
             text += &many_markdown(many);
+        }
+        if !self.busy_domains.is_empty() {
+            text += "\n";
+            text += &busy_markdown(&self.busy_domains);
+        }
+        if !self.converge.is_empty() {
+            text += "\n";
+            text += &converge_markdown(&self.converge);
         }
         text
     }
@@ -216,6 +230,46 @@ fn many_markdown(many: &Many) -> String {
         per(many.attach_s, many.domains * 2),
         many.working,
     )
+}
+
+fn busy_markdown(rows: &[Busy]) -> String {
+    let mut text = String::from(
+        "#### 1 to 64 busy domains in one switchd\n\n\
+         Each has one sender and one receiver over bess, 1514 bytes, learning switch.\n\n\
+         | domains | frames/s in all | µs a frame | µs by that of 1 | smallest share | greatest | lost or wrong |\n\
+         | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+    );
+    let one = rows.first().map_or(1.0, |row| row.cpu_us_per_frame);
+    for row in rows {
+        let (us, (least, greatest)) = (row.cpu_us_per_frame, row.shares);
+        _ = writeln!(
+            text,
+            "| {} | {:.0} | {us:.2} | {:.2} | {least:.2} | {greatest:.2} | {} |",
+            row.domains,
+            row.delivered_per_s,
+            us / one,
+            row.wrong,
+        );
+    }
+    text
+}
+
+fn converge_markdown(rows: &[Converge]) -> String {
+    let senders = rows.first().map_or(0, |row| row.senders);
+    let mut text = format!(
+        "#### {senders} senders to one receiver\n\n\
+         1514 bytes, learning switch; a share of 1 is an equal one.\n\n\
+         | switch, ports | frames/s | lost % | smallest share | greatest |\n| --- | ---: | ---: | ---: | ---: |\n",
+    );
+    for row in rows {
+        let (least, greatest) = row.shares;
+        _ = writeln!(
+            text,
+            "| {} | {:.0} | {:.3} | {least:.2} | {greatest:.2} |",
+            row.name, row.delivered_per_s, row.loss_percent
+        );
+    }
+    text
 }
 
 #[cfg(test)]

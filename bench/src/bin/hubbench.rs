@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use bench::busy::busy;
 use bench::cell::{Cell, Effort, measure};
 use bench::contestant::Kind;
+use bench::converge::converge;
 use bench::latency::latencies;
 use bench::machine::{Machine, enter_namespace, queue_length};
 use bench::many::many_domains;
@@ -51,6 +53,12 @@ struct Args {
     /// Make so many domains in one switchd, too
     #[arg(long, value_name = "N")]
     many_domains: Option<u32>,
+    /// Load 1 to 64 domains of one switchd at once, too
+    #[arg(long)]
+    busy_domains: bool,
+    /// Have so many ports send to one, too, and show what share each of them has
+    #[arg(long, value_name = "N")]
+    converge: Option<u16>,
     /// The switchd to measure; without this the one beside hubbench. May be given several times to compare builds
     #[arg(long, value_name = "PATH")]
     switchd: Vec<PathBuf>,
@@ -58,7 +66,7 @@ struct Args {
     #[arg(long)]
     without_vde: bool,
     /// Leave switchd out: only the switches it is compared with
-    #[arg(long, conflicts_with_all = ["switchd", "many_domains"])]
+    #[arg(long, conflicts_with_all = ["switchd", "many_domains", "busy_domains"])]
     without_switchd: bool,
     /// Replace the results in this file, between the lines <!-- hubbench:start --> and <!-- hubbench:end -->
     #[arg(long, value_name = "FILE")]
@@ -105,6 +113,20 @@ fn bench(args: &Args) -> anyhow::Result<()> {
         }
         _ => None,
     };
+    let busy_domains = match switchds.first() {
+        Some(program) if args.busy_domains => {
+            eprintln!("1 to 64 busy domains");
+            busy(program, args.rounds, Duration::from_secs(1), &stop)?
+        }
+        _ => Vec::new(),
+    };
+    let converge = match args.converge {
+        Some(senders) => {
+            eprintln!("{senders} senders to one receiver");
+            converge(&kinds, senders, args.rounds, Duration::from_secs(1), &stop)?
+        }
+        None => Vec::new(),
+    };
     if args.queue_length > 0 {
         match enter_namespace(args.queue_length) {
             Ok(()) => sections.push(section(args, &kinds, Attach::Uml, &stop)?),
@@ -122,6 +144,8 @@ fn bench(args: &Args) -> anyhow::Result<()> {
         sections,
         latencies,
         many_domains: many,
+        busy_domains,
+        converge,
     };
     let text = if args.json {
         serde_json::to_string(&results)? + "\n"
