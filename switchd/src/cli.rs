@@ -81,6 +81,14 @@ pub(crate) enum Command {
     Replay(ReplayArguments),
     /// End the daemon
     Stop,
+    /// Make a tap in a network namespace and hand it over on standard output, for the daemon
+    #[command(hide = true)]
+    GiveTap {
+        /// The namespace
+        path: PathBuf,
+        /// The tap's name
+        name: String,
+    },
     /// Act as uml_switch
     #[command(name = "uml_switch", disable_help_flag = true)]
     UmlSwitch {

@@ -12,6 +12,7 @@ mod control;
 mod daemon;
 mod datapath;
 mod extcap;
+mod handover;
 mod pcapng;
 mod uml_switch;
 
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
             Ok(config) => daemon::run(config),
             Err(error) => return fail(&error.into(), 2),
         },
+        Command::GiveTap { path, name } => handover::give_tap(&path, &name),
         command => match directory(dir) {
             Ok(directory) => client::run(&directory, command),
             Err(error) => return fail(&error.into(), 2),

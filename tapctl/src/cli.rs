@@ -4,11 +4,13 @@ use std::net::IpAddr;
 
 use clap::{Args, Parser, Subcommand};
 use ipnet::{Ipv4Net, Ipv6Net};
+use netio::tap::IfName;
 use proto::DomainName;
 
 use crate::attach::Spec;
 use crate::firewall::Backend;
 use crate::name::Device;
+use crate::open::Bytecode;
 
 /// Make and remove the host side of tap domains, exactly
 #[derive(Debug, Parser)]
@@ -39,6 +41,8 @@ pub(crate) enum Command {
     Route(Route),
     /// Attach a guest as vkernel's -I does: interface[:address1[:address2][/netmask]]
     Attach(Attach),
+    /// Open a packet socket on an interface and hand it to switchd (root, and whom root allows it)
+    Open(Open),
     /// Make or free a tap as tunctl(8) does; the same as calling this program 'tunctl'
     #[command(disable_help_flag = true)]
     Tunctl {
@@ -157,6 +161,21 @@ pub(crate) struct Attach {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Open {
+    /// The interface
+    pub(crate) interface: IfName,
+    /// Frames for others as well, for as long as the socket is open
+    #[arg(long)]
+    pub(crate) promisc: bool,
+    /// What the host itself sends as well
+    #[arg(long)]
+    pub(crate) outgoing: bool,
+    /// Only what this program of classic BPF accepts, written as iptables takes it: 'LENGTH,CODE JT JF K,...'
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) bytecode: Option<Bytecode>,
 }
 
 fn parse_net4(text: &str) -> Result<Ipv4Net, String> {

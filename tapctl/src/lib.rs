@@ -16,9 +16,11 @@ mod cli;
 mod commands;
 mod firewall;
 mod host;
+mod interfaces;
 mod journal;
 mod link;
 mod name;
+mod open;
 mod plan;
 mod privilege;
 mod route;
@@ -57,6 +59,8 @@ enum Failure {
     Apply(#[from] apply::ApplyError),
     #[error(transparent)]
     Privilege(#[from] privilege::PrivilegeError),
+    #[error(transparent)]
+    Open(#[from] open::OpenError),
     #[error("no right to change the network")]
     Powerless,
     #[error("cannot reach the kernel's network interface")]
@@ -72,6 +76,7 @@ impl Failure {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Refused(refusal) => refusal.hint(),
+            Self::Open(error) => error.hint(),
             Self::Powerless => {
                 Some("run it with sudo; docs/tapctl.md has a sudoers file for a group".to_owned())
             }
@@ -110,6 +115,9 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     privilege::settle()?;
+    if let Command::Open(arguments) = &command {
+        return Ok(open::run(arguments)?);
+    }
     let session = Session::begin()?;
     match command {
         Command::Up(arguments) => session.up(arguments),
@@ -117,7 +125,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Ls(arguments) => session.ls(&arguments),
         Command::Route(arguments) => session.route(&arguments),
         Command::Attach(arguments) => session.attach(arguments),
-        Command::Tunctl { .. } => Ok(()),
+        Command::Open(_) | Command::Tunctl { .. } => Ok(()),
     }
 }
 

@@ -42,11 +42,15 @@ pub enum DropReason {
     Spoofed,
     /// The network finds no way to the other end of the egress port.
     Unreachable,
+    /// It came to a port that is one VLAN of an interface, but belongs to another one.
+    ForeignVlan,
+    /// The kernel's queue before the port was full.
+    Overrun,
 }
 
 impl DropReason {
     /// Every reason, in the order of [`DropReason::index`].
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Runt,
         Self::Giant,
         Self::Malformed,
@@ -64,6 +68,8 @@ impl DropReason {
         Self::NotAllowed,
         Self::Spoofed,
         Self::Unreachable,
+        Self::ForeignVlan,
+        Self::Overrun,
     ];
 
     /// Number of reasons.
@@ -94,6 +100,8 @@ impl DropReason {
             Self::NotAllowed => "not-allowed",
             Self::Spoofed => "spoofed",
             Self::Unreachable => "unreachable",
+            Self::ForeignVlan => "foreign-vlan",
+            Self::Overrun => "overrun",
         }
     }
 }

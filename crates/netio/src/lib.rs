@@ -3,6 +3,7 @@
 //! Thin and without policy: a call retries `EINTR` and nothing else. Sources: the man pages named at each item.
 
 pub mod mmsg;
+pub mod packet;
 #[cfg(feature = "pcap")]
 pub mod pcap;
 pub mod poll;

@@ -3,11 +3,13 @@
 //! Shared by switchd, its command line, vstart and the tests. `docs/control.md` describes it for other programs.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::DomainName;
+use crate::nic::{NicSpec, SniffSpec};
 use crate::uplink::UplinkSpec;
 use crate::wire::{DgramSpec, GreSpec, L2tpv3Spec, McastSpec, StreamSpec, UdpSpec};
 
@@ -246,6 +248,18 @@ pub enum PortSpec {
         /// The port's name.
         name: String,
     },
+    /// A tap device that is made in a network namespace.
+    Netns {
+        /// The namespace's file, such as `/run/netns/NAME`.
+        path: PathBuf,
+        /// The device's name.
+        ifname: String,
+    },
+    /// An interface of the host. A packet socket may come with the line (`SCM_RIGHTS`), bound to the interface and with
+    /// virtio headers; else the daemon has tapctl open one. The port ends with the interface.
+    Nic(NicSpec),
+    /// The same, but nothing is ever sent there.
+    Sniff(SniffSpec),
     /// A way to the Internet that needs no privilege.
     Uplink(UplinkSpec),
     /// An L2TPv3 session, over UDP or IP.

@@ -7,6 +7,7 @@
 pub mod ctl;
 pub mod mac;
 pub mod name;
+pub mod nic;
 pub mod tunnel;
 pub mod uml;
 pub mod uplink;

@@ -8,6 +8,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use ipnet::IpNet;
 use proto::DomainName;
 use proto::ctl::{NewPort, PortSpec};
+use proto::nic::{NicSpec, SniffSpec, VLANS};
 use proto::uplink::{Carrier, Publish, UplinkSpec};
 use proto::wire::{
     Counter, DgramSpec, Endpoint, GreSpec, L2tpv3Spec, McastSpec, StreamAddress, StreamSpec, UdpSpec,
@@ -53,6 +54,8 @@ Examples:
   switchd port add A --tap nk_tap_me
   switchd port add A --uplink --publish tcp:8080:10.0.2.15:80
   switchd port add A --netns /run/netns/blue --ifname eth0
+  switchd port add A --nic eth1 --vlan 100 --promisc
+  switchd port add A --sniff eth1 --filter 'not port 22'
   switchd port add A --tap nk0 --secure 10.0.0.0/24
   switchd port add A --l2tpv3 192.0.2.1:1701,192.0.2.2:1701 --tx-session 1 --rx-session 2
   switchd port add A --gre 192.0.2.1,192.0.2.2 --tx-key 7 --rx-key 8 --counter
@@ -74,6 +77,8 @@ pub(crate) struct AddArguments {
     #[arg(long, value_name = "NAME", requires = "netns")]
     ifname: Option<String>,
     #[command(flatten)]
+    host: HostArguments,
+    #[command(flatten)]
     uplink: UplinkArguments,
     #[command(flatten)]
     wires: WireArguments,
@@ -83,6 +88,25 @@ pub(crate) struct AddArguments {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+struct HostArguments {
+    /// An interface of the host; takes root, or its permission (see tapctl(1))
+    #[arg(long, value_name = "INTERFACE", group = "kind")]
+    nic: Option<String>,
+    /// With --nic: only this VLAN of it, without its tags
+    #[arg(long, value_name = "ID", requires = "nic", conflicts_with = "sniff", value_parser = vlan)]
+    vlan: Option<u16>,
+    /// What passes at an interface of the host, in both directions; nothing is ever sent there
+    #[arg(long, value_name = "INTERFACE", group = "kind")]
+    sniff: Option<String>,
+    /// With --sniff: only what this expression of libpcap accepts; see pcap-filter(7)
+    #[arg(long, value_name = "EXPR", requires = "sniff", conflicts_with = "nic")]
+    filter: Option<String>,
+    /// With --nic or --sniff: frames for others than the host as well
+    #[arg(long, conflicts_with_all = ["tap", "netns", "uplink", "l2tpv3", "gre", "mcast", "udp", "dgram", "stream", "fd"])]
+    promisc: bool,
 }
 
 #[derive(Debug, Args)]
@@ -204,6 +228,9 @@ impl AddArguments {
     }
 
     fn spec(&self) -> PortSpec {
+        if let Some(spec) = self.host.spec() {
+            return spec;
+        }
         match (&self.tap, &self.ifname) {
             (Some(interface), _) => PortSpec::Tap {
                 interface: interface.clone(),
@@ -215,6 +242,31 @@ impl AddArguments {
                 via: self.uplink.via,
             }),
             (None, None) => self.wires.spec(),
+        }
+    }
+}
+
+impl HostArguments {
+    fn spec(&self) -> Option<PortSpec> {
+        let Self {
+            nic,
+            vlan,
+            sniff,
+            filter,
+            promisc,
+        } = self.clone();
+        match (nic, sniff) {
+            (Some(interface), _) => Some(PortSpec::Nic(NicSpec {
+                interface,
+                vlan,
+                promisc,
+            })),
+            (None, Some(interface)) => Some(PortSpec::Sniff(SniffSpec {
+                interface,
+                filter,
+                promisc,
+            })),
+            (None, None) => None,
         }
     }
 }
@@ -280,6 +332,17 @@ impl WireArguments {
 /// The daemon has a working directory of its own.
 fn absolute(path: &PathBuf) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.clone())
+}
+
+fn vlan(text: &str) -> Result<u16, String> {
+    let number = text.parse().ok().filter(|number| VLANS.contains(number));
+    number.ok_or_else(|| {
+        format!(
+            "'{text}' is no VLAN: a number from {} to {}",
+            VLANS.start(),
+            VLANS.end()
+        )
+    })
 }
 
 fn number32(text: &str) -> Result<u32, String> {

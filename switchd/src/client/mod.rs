@@ -27,6 +27,7 @@ use serde::Serialize;
 
 use crate::cli::{Command, DomainCommand, FdbArguments, PortCommand};
 use crate::daemon::SOCKET;
+use crate::handover::{self, Asker};
 
 pub(crate) use capture::{capture_to, compile};
 
@@ -76,20 +77,21 @@ pub(crate) fn run(directory: &Path, command: Command) -> anyhow::Result<()> {
             }
         }
         Command::Port(PortCommand::Add(arguments)) => {
-            let fd = match (arguments.placed(), arguments.fd()) {
-                (Some((path, name)), _) => {
+            let port = arguments.port();
+            let fd = match (&port.spec, arguments.placed(), arguments.fd()) {
+                (PortSpec::Nic(spec), ..) => Some(handover::nic(spec, Asker::Person)?),
+                (PortSpec::Sniff(spec), ..) => Some(handover::sniff(spec, Asker::Person)?),
+                (_, Some((path, name)), _) => {
                     Some(netns::tap_in(path, &name.parse().map_err(anyhow::Error::new)?)?)
                 }
-                (None, Some(number)) => {
+                (_, None, Some(number)) => {
                     let fd = netio::process::inherited(number);
                     Some(fd.with_context(|| format!("cannot hand over descriptor {number}"))?)
                 }
-                (None, None) => None,
+                _ => None,
             };
-            let request = Request::PortAdd {
-                domain: arguments.domain.clone(),
-                port: arguments.port(),
-            };
+            let domain = arguments.domain.clone();
+            let request = Request::PortAdd { domain, port };
             let reply = match &fd {
                 Some(fd) => connection.ask_with_fd(&request, fd.as_fd()),
                 None => connection.ask(&request),
@@ -120,7 +122,9 @@ pub(crate) fn run(directory: &Path, command: Command) -> anyhow::Result<()> {
         Command::Replay(arguments) => replay::run(connection, arguments),
         Command::Vdump(arguments) => capture::dump(connection, arguments),
         Command::Stop => connection.ask(&Request::Shutdown).map(drop),
-        Command::Run(_) | Command::UmlSwitch { .. } => unreachable!("no client commands"),
+        Command::Run(_) | Command::GiveTap { .. } | Command::UmlSwitch { .. } => {
+            unreachable!("no client commands")
+        }
     }
 }
 

@@ -129,6 +129,8 @@ struct Extras {
     cable: Option<DomainName>,
     /// A socket that others may have as well, and that is to end with the port if the port is ended.
     socket: Option<OwnedFd>,
+    /// It keeps no transient domain alive.
+    passive: bool,
 }
 
 impl Domain {
@@ -292,6 +294,11 @@ impl Domain {
         }
     }
 
+    /// Says that a port keeps no transient domain alive.
+    pub(crate) fn set_passive(&self, id: PortId) {
+        self.state().extras.entry(id).or_default().passive = true;
+    }
+
     /// Where cables lead.
     pub(crate) fn cables(&self) -> Vec<DomainName> {
         let state = self.state();
@@ -322,8 +329,11 @@ impl Domain {
     /// True if nothing keeps a transient domain alive.
     pub(crate) fn is_unused(&self) -> bool {
         let state = self.state();
-        let attended = |port| state.attendants.contains_key(port);
-        state.transient && state.holders == 0 && state.ports.iter().all(attended)
+        let passive = |port| {
+            let extras = state.extras.get(port);
+            state.attendants.contains_key(port) || extras.is_some_and(|extras| extras.passive)
+        };
+        state.transient && state.holders == 0 && state.ports.iter().all(passive)
     }
 
     /// Where the data socket of a port is bound.

@@ -15,6 +15,7 @@ pub(crate) mod flight;
 mod handed;
 pub(crate) mod handshake;
 pub(crate) mod listeners;
+mod nic;
 pub(crate) mod peer;
 mod plug;
 pub(crate) mod recorder;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use fabric::{PortId, Range};
@@ -36,6 +37,9 @@ impl Place<'_> {
     /// Makes a port that ends when its link does.
     pub(super) async fn plug(&self, name: &str, link: Link) -> Result<PortId, Error> {
         let id = self.reserve(name)?;
+        if matches!(link, Link::Nic(_) | Link::Sniff(_)) {
+            self.domain.set_passive(id);
+        }
         let gone = match attach(self.registry, self.domain, id, name, link).await {
             Ok(gone) => gone,
             Err(error) => {
@@ -68,6 +72,18 @@ pub(super) async fn attach(
     };
     registry.attach(domain, port).await?;
     Ok(gone)
+}
+
+/// Opens what takes a while, or another program.
+pub(super) async fn elsewhere(
+    name: &str,
+    open: impl FnOnce() -> anyhow::Result<OwnedFd> + Send + 'static,
+) -> Result<OwnedFd, Error> {
+    match tokio::task::spawn_blocking(open).await {
+        Ok(Ok(fd)) => Ok(fd),
+        Ok(Err(error)) => Err(failed(format!("{error:#}"))),
+        Err(error) => Err(failed(format!("cannot attach {name}: {error}"))),
+    }
 }
 
 /// Ranges as the data path has them.

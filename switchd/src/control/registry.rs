@@ -23,7 +23,7 @@ use super::flight::Flights;
 use super::handshake::Refusal;
 use super::listeners::Listeners;
 use super::plug::{Place, ranges};
-use super::{balance, cable, handed, stream, tap, uplink, vde, wire};
+use super::{balance, cable, handed, nic, stream, tap, uplink, vde, wire};
 use crate::datapath::capture::{Feed, FeedId};
 use crate::datapath::{Command, DomainId, Handle, NewPort, Snapshot};
 
@@ -259,6 +259,9 @@ impl Registry {
         match &port.spec {
             PortSpec::Tap { interface } => tap::add(place, interface).await,
             PortSpec::TapFd { name } => tap::add_handed(place, name, fd).await,
+            PortSpec::Netns { path, ifname } => tap::add_placed(place, path, ifname).await,
+            PortSpec::Nic(spec) => nic::add(place, spec, fd).await,
+            PortSpec::Sniff(spec) => nic::sniff(place, spec, fd).await,
             PortSpec::Uplink(_) if !port.secure.is_empty() => Err(invalid(
                 "cannot attach uplink: it cannot be a secure port".to_owned(),
             )),

@@ -158,7 +158,9 @@ impl Client {
             Request::DomainShow { domain } => row(&registry, &*registry.find(&domain)?).await,
             Request::PortAdd { domain, port } => {
                 let fd = match port.spec {
-                    PortSpec::TapFd { .. } | PortSpec::Fd { .. } => self.fds.pop_front(),
+                    PortSpec::TapFd { .. } | PortSpec::Fd { .. } | PortSpec::Nic(_) | PortSpec::Sniff(_) => {
+                        self.fds.pop_front()
+                    }
                     _ => None,
                 };
                 let domain = registry.find(&domain)?;

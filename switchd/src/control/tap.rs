@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use fabric::PortId;
 use netio::tap::{IfName, Tap};
@@ -11,6 +12,7 @@ use super::plug::Place;
 use super::registry::{failed, invalid};
 use crate::datapath::port::Link;
 use crate::datapath::tap;
+use crate::handover;
 
 /// Attaches a tap device that exists.
 pub(super) async fn add(place: Place<'_>, name: &str) -> Result<PortId, Error> {
@@ -42,6 +44,14 @@ pub(super) async fn add_handed(
         ))
     })?;
     Tap::check_offloaded(&device).map_err(|error| invalid(format!("cannot attach {name}: {error}")))?;
+    place.plug(name, Link::Tap(tap::Link::with_offload(device))).await
+}
+
+/// Makes a tap in a network namespace.
+pub(super) async fn add_placed(place: Place<'_>, path: &Path, name: &str) -> Result<PortId, Error> {
+    let interface: IfName = name.parse().map_err(|error| invalid(format!("{error}")))?;
+    let path = path.to_owned();
+    let device = super::plug::elsewhere(name, move || handover::tap_in(&path, &interface)).await?;
     place.plug(name, Link::Tap(tap::Link::with_offload(device))).await
 }
 

@@ -466,6 +466,8 @@ const fn comment(reason: DropReason) -> &'static str {
         DropReason::NotAllowed => "dropped: not-allowed",
         DropReason::Spoofed => "dropped: spoofed",
         DropReason::Unreachable => "dropped: unreachable",
+        DropReason::ForeignVlan => "dropped: foreign-vlan",
+        DropReason::Overrun => "dropped: overrun",
     }
 }
 

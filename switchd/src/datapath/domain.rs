@@ -55,6 +55,11 @@ impl Domain {
         let rx = port.link.rx(&mut parcel.batch);
         port.readable = matches!(rx, Rx::More);
         port.count_rx(&parcel.batch);
+        if let Link::Nic(link) | Link::Sniff(link) = &port.link {
+            port.counters
+                .drops
+                .add(DropReason::Overrun, link.overruns().into());
+        }
         if !self.guard.is_empty() {
             let ageing = self.fabric.settings().ageing;
             self.guard

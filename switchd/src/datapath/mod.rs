@@ -13,6 +13,7 @@ pub(crate) mod bess;
 pub(crate) mod capture;
 mod domain;
 mod flow;
+pub(crate) mod nic;
 pub(crate) mod port;
 pub(crate) mod stream;
 pub(crate) mod tap;

@@ -11,7 +11,7 @@ use proto::ctl::Peer;
 use tokio::sync::oneshot;
 
 use super::flow::{Egress, TURN};
-use super::{bess, stream, tap, uml, vhost, wire};
+use super::{bess, nic, stream, tap, uml, vhost, wire};
 
 /// The carrier of a port's frames, settled once per batch.
 pub(crate) enum Link {
@@ -25,6 +25,10 @@ pub(crate) enum Link {
     Bess(bess::Link),
     /// A tap device of the host.
     Tap(tap::Link),
+    /// An interface of the host.
+    Nic(nic::Link),
+    /// The same, but nothing is ever sent there.
+    Sniff(nic::Link),
     /// A program that leads to the Internet, over a vector guest's connection.
     Uplink(bess::Link),
     /// The same over a byte stream.
@@ -146,6 +150,8 @@ impl Link {
             Self::Dump(_) => "dump",
             Self::Bess(_) => "bess",
             Self::Tap(_) => "tap",
+            Self::Nic(_) => "nic",
+            Self::Sniff(_) => "sniff",
             Self::Uplink(_) | Self::UplinkStream(_) => "uplink",
             Self::Vhost(_) => "vhost",
             Self::Wire(link) => link.kind(),
@@ -163,6 +169,7 @@ impl Link {
             Self::Uml(link) | Self::Vde(link) | Self::Dump(link) | Self::FdDgram(link) => link.fds(),
             Self::Bess(link) | Self::Fd(link) | Self::Cable(link) | Self::Uplink(link) => (link.fd(), None),
             Self::Tap(link) => (link.fd(), None),
+            Self::Nic(link) | Self::Sniff(link) => (link.fd(), None),
             Self::Wire(link) => link.fds(),
             Self::Stream(link) | Self::FdStream(link) | Self::UplinkStream(link) => (link.fd(), None),
             Self::Waiting(_, fd) => (fd.as_fd(), None),
@@ -177,6 +184,7 @@ impl Link {
     fn offloads(&self) -> Offloads {
         match self {
             Self::Tap(link) => link.offloads(),
+            Self::Nic(_) | Self::Sniff(_) => nic::Link::offloads(),
             Self::Vhost(link) => link.offloads(),
             _ => Offloads::NONE,
         }
@@ -186,6 +194,7 @@ impl Link {
     pub(crate) fn buffers(&self, longest_frame: usize) -> Buffers {
         match self {
             Self::Tap(link) => Buffers::Equal(link.frame_bytes(longest_frame)),
+            Self::Nic(_) | Self::Sniff(_) => Buffers::Equal(nic::Link::frame_bytes(longest_frame)),
             Self::Vhost(link) => Buffers::Packed(link.frame_bytes(longest_frame)),
             _ => Buffers::Equal(longest_frame),
         }
@@ -205,6 +214,7 @@ impl Link {
             Self::Uml(link) | Self::Vde(link) | Self::Dump(link) | Self::FdDgram(link) => link.rx(batch),
             Self::Bess(link) | Self::Fd(link) | Self::Cable(link) | Self::Uplink(link) => link.rx(batch),
             Self::Tap(link) => link.rx(batch),
+            Self::Nic(link) | Self::Sniff(link) => link.rx(batch),
             Self::Wire(link) => link.rx(batch),
             Self::Stream(link) | Self::FdStream(link) | Self::UplinkStream(link) => link.rx(batch),
             Self::Waiting(..) => Ok(0),
@@ -227,6 +237,8 @@ impl Link {
                 link.tx(batch, frames)
             }
             Self::Tap(link) => link.tx(batch, frames),
+            Self::Nic(link) => link.tx(batch, frames),
+            Self::Sniff(_) => Ok(frames.len()),
             Self::Wire(link) => link.tx(batch, frames),
             Self::Stream(link) | Self::FdStream(link) | Self::UplinkStream(link) => link.tx(batch, frames),
             Self::Waiting(..) => Err(io::Error::from_raw_os_error(libc::EHOSTUNREACH)),
@@ -335,6 +347,9 @@ impl Port {
     /// Sends frames: the only way out of the fabric. `frame_bytes` is the length of the domain's longest frame.
     pub(crate) fn tx(&mut self, batch: &Batch, rest: Rest, frame_bytes: usize) -> Tx {
         self.faults.clear();
+        if matches!(self.link, Link::Sniff(_)) {
+            return Tx::Done;
+        }
         if !(rest.frames & batch.unfinished_beyond(self.link.offloads())).is_empty() {
             return self.tx_finished(batch, rest, frame_bytes);
         }
