@@ -1,5 +1,6 @@
 //! `lstart`: start a lab.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::{Command, ExitCode, Stdio};
@@ -12,6 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::labs::{Where, code, tell};
 use crate::config::Config;
 use crate::kernel_args::shell_quoted;
+use crate::lab::ext;
+use crate::lab::externals::{join, missing};
 use crate::lab::options::{arguments, lab_arguments, split};
 use crate::lab::start::{Fate, How, News, Work, start};
 use crate::lab::{Lab, Level};
@@ -112,6 +115,9 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
     }
     if options.print {
         let mut out = std::io::stdout().lock();
+        for external in &work.externals {
+            writeln!(out, "# {}: switchd {}", ext::FILE, external.arguments().join(" "))?;
+        }
         for (_, arguments) in &work.machines {
             let words = std::iter::once("vstart").chain(arguments.iter().map(String::as_str));
             let words: Vec<_> = words.map(shell_quoted).collect();
@@ -137,13 +143,25 @@ pub(super) fn prepare(lab: &Lab, starting: &Starting, config: &Config, further: 
     ]));
     common.extend(further.iter().cloned());
     let mut problems = lab.problems.clone();
-    let mut machines = Vec::new();
+    let (mut machines, mut domains) = (Vec::new(), BTreeSet::new());
     for machine in lab.select(&starting.place.names)? {
         let (mut arguments, wrong) = arguments(machine, &vstart, config.max_interfaces);
         problems.extend(wrong);
         arguments.extend(common.iter().cloned());
         machines.push((machine.name.clone(), arguments));
+        domains.extend(
+            machine
+                .interfaces
+                .iter()
+                .map(|interface| interface.attachment.domain()),
+        );
     }
+    let externals = lab.externals.iter();
+    let externals: Vec<_> = externals
+        .filter(|external| domains.contains(&external.domain))
+        .cloned()
+        .collect();
+    problems.extend(externals.iter().filter_map(missing));
     if starting.quiet {
         problems.retain(|problem| problem.level == Level::Error);
     }
@@ -152,6 +170,7 @@ pub(super) fn prepare(lab: &Lab, starting: &Starting, config: &Config, further: 
         dir: lab.dir.clone(),
         machines,
         needs: lab.needs.clone(),
+        externals,
     })
 }
 
@@ -200,6 +219,8 @@ pub(super) fn launch(work: &Work, starting: &Starting, config: &Config) -> Resul
         verbose: starting.verbose,
     };
     let begun = Instant::now();
+    // Held until the machines hold their domains themselves.
+    let _held = join(&work.externals, &config.dirs)?;
     let progress = Progress::new(work.machines.len(), starting);
     let mut under_way: Vec<String> = Vec::new();
     let mut running = 0;

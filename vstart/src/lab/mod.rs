@@ -1,17 +1,19 @@
 //! Labs: directories that describe machines and their network, as Netkit has them.
 //!
 //! ```text
-//! lab.conf, lab.dep --conf, dep--> Lab --options--> arguments of vstart --start--> machines
-//!                                   +--drawing--> a picture          registry --end--> nothing
+//! lab.conf, lab.dep, lab.ext --conf, dep, ext--> Lab --options--> arguments of vstart --start--> machines
+//!                                                 +--drawing--> a picture          registry --end--> nothing
 //! ```
 //!
-//! [`conf`], [`dep`], [`options`], [`schedule`] and [`drawing`] are pure. Machines are started by the program `vstart`
+//! [`conf`], [`dep`], [`ext`], [`options`], [`schedule`] and [`drawing`] are pure. Machines are started by the program `vstart`
 //! itself, once each, so that a machine of a lab is started as any other.
 
 pub mod conf;
 pub mod dep;
 pub mod drawing;
 pub mod end;
+pub mod ext;
+pub mod externals;
 pub mod options;
 pub mod picture;
 pub mod schedule;
@@ -29,6 +31,7 @@ use crate::machine::Interface;
 use crate::name::MachineName;
 use conf::{Conf, Setting};
 use dep::{Dep, Needs};
+use ext::{Ext, External};
 
 /// A lab: what its files say.
 #[derive(Clone, PartialEq, Debug)]
@@ -41,6 +44,8 @@ pub struct Lab {
     pub machines: Vec<LabMachine>,
     /// Who waits for whom.
     pub needs: Needs,
+    /// Which domains are joined to interfaces of the host.
+    pub externals: Vec<External>,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
 }
@@ -120,6 +125,7 @@ impl Lab {
             );
         }
         let dep = read(&dir.join(dep::FILE))?;
+        let ext = read(&dir.join(ext::FILE))?;
         let mut subdirs = Vec::new();
         let entries = dir
             .read_dir()
@@ -131,7 +137,23 @@ impl Lab {
             }
         }
         subdirs.sort();
-        Ok(Self::new(dir, conf.as_deref(), dep.as_deref(), &subdirs))
+        let lab = Self::new(dir, conf.as_deref(), dep.as_deref(), &subdirs);
+        Ok(match ext {
+            Some(text) => lab.with_externals(&text),
+            None => lab,
+        })
+    }
+
+    /// The same lab with what its `lab.ext` says.
+    fn with_externals(mut self, text: &str) -> Self {
+        let interfaces = self.machines.iter().flat_map(|machine| &machine.interfaces);
+        let domains = interfaces
+            .map(|interface| interface.attachment.domain())
+            .collect();
+        let ext = Ext::parse(text, &domains);
+        self.externals = ext.externals;
+        self.problems.extend(ext.problems);
+        self
     }
 
     /// Puts a lab together from the texts of its files and the names of its sub-directories.
@@ -177,6 +199,7 @@ impl Lab {
             metadata: conf.metadata,
             machines,
             needs: dep.needs,
+            externals: Vec::new(),
             problems,
         }
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::dep::Needs;
+use super::ext::External;
 use super::schedule::Schedule;
 use crate::machine::Root;
 use crate::name::MachineName;
@@ -24,6 +25,8 @@ pub struct Work {
     pub machines: Vec<(MachineName, Vec<String>)>,
     /// Who waits for whom.
     pub needs: Needs,
+    /// Which of their domains are joined to interfaces of the host.
+    pub externals: Vec<External>,
 }
 
 /// How to start it.
