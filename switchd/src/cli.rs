@@ -6,7 +6,7 @@ mod port;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use proto::DomainName;
 use proto::ctl::{Drops, FileMode, Mode};
 
@@ -112,6 +112,20 @@ pub(crate) struct RunOptions {
     /// End after so long without a domain or a client; each one that goes begins the time anew
     #[arg(long, value_name = "SECONDS")]
     pub(crate) idle_exit: Option<u64>,
+    /// Do without something that makes forwarding fast, to measure what it is good for
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
+    pub(crate) without: Vec<Gain>,
+}
+
+/// What makes forwarding fast and can be left out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Gain {
+    /// Many frames with one system call
+    Batches,
+    /// A short look for room before sleep, while senders are held back
+    Look,
+    /// Super-frames and unfinished checksums at tap devices
+    Offload,
 }
 
 #[derive(Debug, Subcommand)]

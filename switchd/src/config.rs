@@ -6,7 +6,7 @@ use std::time::Duration;
 use proto::ctl::{DomainSpec, NewPort};
 use serde::Deserialize;
 
-use crate::cli::RunOptions;
+use crate::cli::{Gain, RunOptions};
 use crate::datapath::LONGEST_HOLD;
 
 /// How long an ingress port is held back for a full egress port, unless it is set.
@@ -19,6 +19,7 @@ pub(crate) struct Config {
     pub(crate) hold: Duration,
     pub(crate) workers: usize,
     pub(crate) idle_exit: Option<Duration>,
+    pub(crate) without: Vec<Gain>,
     pub(crate) domains: Vec<(DomainSpec, Vec<NewPort>)>,
 }
 
@@ -100,6 +101,7 @@ impl Config {
             hold,
             workers,
             idle_exit: arguments.idle_exit.map(Duration::from_secs),
+            without: arguments.without.clone(),
             domains: file.domains.into_iter().map(FileDomain::spec).collect(),
         })
     }

@@ -15,6 +15,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
+use crate::cli::Gain;
 use crate::config::Config;
 use crate::control::listeners::cannot_listen;
 use crate::control::registry::{Admission, Registry};
@@ -50,7 +51,7 @@ async fn host(config: Config, directory: &Path) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate())?;
     // Its terminal has gone. There is nothing to read again: domains are made and changed by commands.
     let mut hung_up = signal(SignalKind::hangup())?;
-    let registry = registry(directory, config.hold, config.workers)?;
+    let registry = registry(directory, config.hold, config.workers, &config.without)?;
     registry.remove_leftovers();
     let socket = directory.join(SOCKET);
     let opened = open(&registry, config.domains, &socket).await;
@@ -110,20 +111,32 @@ async fn open(
 }
 
 /// Starts the workers.
-pub(crate) fn start_workers(count: usize, hold: Duration) -> anyhow::Result<Vec<Handle>> {
-    let common = Common::new(hold);
+pub(crate) fn start_workers(count: usize, hold: Duration, without: &[Gain]) -> anyhow::Result<Vec<Handle>> {
+    let mut common = Common::new(hold);
+    if without.contains(&Gain::Look) {
+        common = common.without_look();
+    }
+    if without.contains(&Gain::Batches) {
+        common = common.without_batches();
+    }
     (0..count)
         .map(|number| Handle::start(number, &common).context("cannot start a worker"))
         .collect()
 }
 
-fn registry(directory: &Path, hold: Duration, workers: usize) -> anyhow::Result<Arc<Registry>> {
-    let workers = start_workers(workers, hold)?;
+fn registry(
+    directory: &Path,
+    hold: Duration,
+    workers: usize,
+    without: &[Gain],
+) -> anyhow::Result<Arc<Registry>> {
+    let workers = start_workers(workers, hold, without)?;
     Ok(Arc::new(Registry::new(
         directory.to_owned(),
         user(),
         Admission::Owner,
         workers,
+        !without.contains(&Gain::Offload),
     )))
 }
 

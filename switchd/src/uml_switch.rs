@@ -136,13 +136,14 @@ async fn host(
     tap: Option<OwnedFd>,
 ) -> anyhow::Result<()> {
     let mut interrupted = tokio::signal::unix::signal(SignalKind::interrupt())?;
-    let workers = start_workers(1, DEFAULT_HOLD)?;
+    let workers = start_workers(1, DEFAULT_HOLD, &[])?;
     let directory = options.control.parent().unwrap_or(Path::new("/")).to_owned();
     let registry = Arc::new(Registry::new(
         directory,
         String::new(),
         Admission::Anybody,
         workers,
+        true,
     ));
     let mode = if options.hub { Mode::Hub } else { Mode::Switch };
     let name = "uml-switch".parse().expect("a valid name");

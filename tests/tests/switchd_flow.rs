@@ -321,3 +321,19 @@ fn a_domain_that_is_removed_while_ports_wait_lets_them_go() {
     a.send(&frame(BROADCAST, mac(1), 100, 1));
     receive_all(&b, 1, 1);
 }
+
+#[test]
+fn everything_arrives_without_what_makes_it_fast() {
+    const FRAMES: u32 = 500;
+    let mut switchd = Switchd::prepared();
+    switchd.launch(&["--hold-ms", "500", "--without", "batches,look,offload"]);
+    switchd.add(&["A"]);
+    let [sender, reader] = [(); 2].map(|()| switchd.attach("A"));
+    thread::scope(|scope| {
+        scope.spawn(|| receive_all(&reader, 0, FRAMES));
+        for n in 0..FRAMES {
+            sender.send(&frame(BROADCAST, mac(1), 1514, n));
+        }
+    });
+    assert!(switchd.port("A", 2).drops.is_empty());
+}

@@ -46,6 +46,8 @@ pub(crate) struct Registry {
     uid: u32,
     admission: Admission,
     workers: Vec<Handle>,
+    /// Tap devices may leave frames unfinished.
+    pub(super) offload: bool,
     started: Instant,
     state: Mutex<State>,
     /// What is kept of the domains.
@@ -64,13 +66,20 @@ struct State {
 }
 
 impl Registry {
-    pub(crate) fn new(directory: PathBuf, user: String, admission: Admission, workers: Vec<Handle>) -> Self {
+    pub(crate) fn new(
+        directory: PathBuf,
+        user: String,
+        admission: Admission,
+        workers: Vec<Handle>,
+        offload: bool,
+    ) -> Self {
         Self {
             directory,
             user,
             uid: nix::unistd::geteuid().as_raw(),
             admission,
             workers,
+            offload,
             started: Instant::now(),
             state: Mutex::default(),
             flights: Flights::default(),

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use fabric::PortId;
-use netio::tap::{IfName, Tap};
+use netio::tap::{IfName, Offload, Tap};
 use proto::ctl::{Error, ErrorCode};
 
 use super::plug::Place;
@@ -29,6 +29,10 @@ pub(super) async fn add(place: Place<'_>, name: &str) -> Result<PortId, Error> {
     }
     let device = Tap::open_offloaded(&interface)
         .map_err(|error| failed(format!("cannot attach {name}: {error}{}", hint(name, &error))))?;
+    if !place.registry.offload {
+        Tap::set_offload(&device, Offload::default())
+            .map_err(|error| failed(format!("cannot have {name} finish its frames: {error}")))?;
+    }
     place.plug(name, Link::Tap(tap::Link::with_offload(device))).await
 }
 

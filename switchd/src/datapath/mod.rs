@@ -37,7 +37,7 @@ use tokio::sync::{Notify, oneshot};
 
 pub(crate) use flow::LONGEST_HOLD;
 use port::{Counters, Identity, Link};
-use worker::{WAKE, Worker};
+use worker::{LOOK, WAKE, Worker};
 
 /// A domain, whatever its name; never used twice.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -117,6 +117,10 @@ pub(crate) struct Load {
 pub(crate) struct Common {
     /// How long an ingress port is held back for a full egress port.
     hold: Duration,
+    /// How long a worker looks for room before it sleeps.
+    look: Duration,
+    /// Frames of a batch at most.
+    frames: usize,
     /// When the time of the forwarding tables began.
     epoch: Instant,
     /// Told when a worker was busy for a quarter of a second or more.
@@ -127,9 +131,24 @@ impl Common {
     pub(crate) fn new(hold: Duration) -> Self {
         Self {
             hold,
+            look: LOOK,
+            frames: fabric::BATCH_FRAMES,
             epoch: Instant::now(),
             busy: Arc::default(),
         }
+    }
+
+    /// The same for workers that do not look for room before they sleep.
+    pub(crate) fn without_look(self) -> Self {
+        Self {
+            look: Duration::ZERO,
+            ..self
+        }
+    }
+
+    /// The same for workers that move one frame with a system call.
+    pub(crate) fn without_batches(self) -> Self {
+        Self { frames: 1, ..self }
     }
 }
 

@@ -37,7 +37,7 @@ const UNSENT: Duration = Duration::from_millis(5);
 /// How long a worker looks for room before it sleeps. Measured with 0, 30 and 60 µs beside uml_switch (hub, 1514 bytes,
 /// two processors): frames/s of two ports were 1.13, 1.45 and 1.57 times its own, those of an 8-port flood 1.89, 2.36
 /// and 2.46 times; TCP between two UML machines, which need the processors too, 2.8, 2.4 and 2.2 times.
-const LOOK: Duration = Duration::from_micros(30);
+pub(super) const LOOK: Duration = Duration::from_micros(30);
 
 /// How often a worker looks whether it has been busy for a quarter of the time.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -62,6 +62,7 @@ pub(super) struct Context {
     pub(super) unsent: bool,
     /// How long an ingress port is held back for a full egress port.
     pub(super) hold: Duration,
+    look: Duration,
     pub(super) now: Instant,
     epoch: Instant,
 }
@@ -105,10 +106,14 @@ impl Worker {
             full: Vec::new(),
             roomy: Vec::new(),
             dead: Vec::new(),
-            pool: Pool::default(),
+            pool: Pool {
+                parcels: Vec::new(),
+                frames: common.frames,
+            },
             plan: Plan::new(),
             unsent: false,
             hold: common.hold,
+            look: common.look,
             now,
             epoch: common.epoch,
         };
@@ -162,7 +167,7 @@ impl Worker {
         let timeout = self.timeout();
         if !self.context.full.is_empty() && timeout != Some(Duration::ZERO) {
             let begun = Instant::now();
-            while begun.elapsed() < LOOK {
+            while begun.elapsed() < self.context.look {
                 self.context.poller.wait(Some(Duration::ZERO))?;
                 if self.context.poller.event(0).is_some() {
                     return Ok(());
@@ -433,9 +438,10 @@ fn domain(domains: &mut [Option<Domain>], slot: Slot) -> Option<&mut Domain> {
 }
 
 /// Parcels that are not in use, by their buffers.
-#[derive(Default)]
 pub(super) struct Pool {
     parcels: Vec<Parcel>,
+    /// Frames of a batch at most.
+    frames: usize,
 }
 
 impl Pool {
@@ -461,7 +467,7 @@ impl Pool {
                 batch: match buffers {
                     Buffers::Equal(frame_bytes) => {
                         let frames = (BATCH_BYTES / frame_bytes).clamp(FEWEST_FRAMES, fabric::BATCH_FRAMES);
-                        Batch::new(frame_bytes, frames)
+                        Batch::new(frame_bytes, frames.min(self.frames))
                     }
                     Buffers::Packed(frame_bytes) => Batch::packed(frame_bytes, SLAB_BYTES),
                 },
