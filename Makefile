@@ -33,11 +33,21 @@ check: setup
 test: setup
 	$(CARGO) xtask test
 
-# switchd beside Debian's uml_switch and vde_switch, and 1,000 domains in one process; results go to bench/README.md.
+# switchd beside Debian's uml_switch and vde_switch and the kernel's bridge, and many domains in one process: tables go
+# to bench/README.md, a drawing to bench/rates.svg. Half an hour. Without root, what needs taps is left out.
 bench: setup
 	$(CARGO) build --release -p bench -p switchd -p vstart
-	target/release/hubbench --patience 2 --many-domains 1000 --readme bench/README.md
+	mkdir -p target/bench
+	target/release/hubbench --patience 2 --many-domains 1000 --busy-domains --converge 8 --json \
+	    --readme bench/README.md >target/bench/hubbench.json
 	target/release/guestbench --rounds 5 --readme bench/README.md
+	BIN=target/release bench/gains.sh 1 5 >target/bench/gains.md
+	@if [ "$$(id -u)" = 0 ]; then \
+	    bench/taps.sh 3 5 >target/bench/taps.md && bench/guests.sh 3 5 >target/bench/guests.md; \
+	else echo "bench: not root: neither taps nor guests beside the kernel's bridge are measured" >&2; fi
+	target/release/benchreport --hubbench target/bench/hubbench.json --readme bench/README.md --svg bench/rates.svg \
+	    --table gains=target/bench/gains.md $$([ "$$(id -u)" != 0 ] || \
+	    echo --table taps=target/bench/taps.md --table guests=target/bench/guests.md)
 
 # The domains become interfaces of Wireshark and tshark.
 install-extcap: release

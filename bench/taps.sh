@@ -2,7 +2,7 @@
 # TCP between two network namespaces that are joined by two taps at switchd, by two taps at Debian's vde_switch
 # (vde_plug2tap), or by the host's own bridge (veth: nothing need hold a tap there), in turns:
 # bench/taps.sh [SECONDS [ROUNDS [KIND...]]]
-# Needs root, for a network namespace with all of that in it. SWITCHD names the program.
+# Needs root, for a network namespace with all of that in it. SWITCHD names the program, WITHOUT what it is to do without.
 set -eu
 if [ -z "${INSIDE:-}" ]; then INSIDE=1 exec unshare --net --mount --kill-child "$BASH" "$0" "$@"; fi
 seconds=${1:-3} rounds=${2:-5}
@@ -31,7 +31,7 @@ measure() {
     case $kind in
     bridge) ip link add br0 type bridge; ip link set br0 up ;;
     vde_switch) begin vde_switch -s "$dir/vde"; await test -S "$dir/vde/ctl" ;;
-    switchd) begin "$switchd" --dir "$dir/h" run; await "$switchd" --dir "$dir/h" domain add A --mode switch ;;
+    switchd) begin "$switchd" --dir "$dir/h" run ${WITHOUT:+--without "$WITHOUT"}; await "$switchd" --dir "$dir/h" domain add A --mode switch ;;
     *) echo "taps.sh: no kind '$kind': vde_switch, switchd or bridge" >&2; exit 2 ;;
     esac
     for n in 1 2; do

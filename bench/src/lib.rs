@@ -17,6 +17,7 @@
 
 pub mod busy;
 pub mod cell;
+pub mod chart;
 pub mod contestant;
 pub mod control;
 pub mod converge;
