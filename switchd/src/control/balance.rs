@@ -2,11 +2,12 @@
 
 use crate::datapath::{DomainId, Load};
 
-/// A worker with less to do than this is left alone. One that waits for receivers most of the time is still what limits
-/// its domains.
-const MUCH: f64 = 0.25;
-/// What must come of it: so much less for the busiest worker. Domains do not go to and fro for less.
-const GAIN: f64 = 0.1;
+/// A worker with less to do than this is left alone. It need not be much: on a machine whose processors have others to
+/// serve, a worker is asleep, or about to be woken, for most of the time that senders and receivers need.
+const MUCH: f64 = 0.1;
+/// What must come of it: the busiest worker has no more than this part left of what it had to do. Domains do not go to
+/// and fro for less.
+const LEFT: f64 = 0.8;
 
 /// The domain of the busiest worker that is to go to the least busy one, and which that is; none if neither would be
 /// better off. A worker's time is taken to be spent on its domains by their frames.
@@ -22,7 +23,7 @@ pub(super) fn choose(loads: &[Load]) -> Option<(DomainId, usize)> {
         (id, (busiest.busy - part).max(idlest.busy + part))
     });
     let (id, then) = parts.min_by(|(_, a), (_, b)| a.total_cmp(b))?;
-    (busiest.busy >= MUCH && then + GAIN <= busiest.busy).then_some((id, to))
+    (busiest.busy >= MUCH && then <= busiest.busy * LEFT).then_some((id, to))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "frames of a second are far below 2^52")]
@@ -62,7 +63,7 @@ mod tests {
             None
         );
         // There is hardly any.
-        assert_eq!(choose(&[load(0.2, &[(1, 50), (2, 50)]), load(0.0, &[])]), None);
+        assert_eq!(choose(&[load(0.05, &[(1, 50), (2, 50)]), load(0.0, &[])]), None);
         assert_eq!(choose(&[load(1.0, &[])]), None);
         assert_eq!(choose(&[]), None);
     }

@@ -378,7 +378,7 @@ impl Registry {
         self.workers[*domain.worker()].send(command);
     }
 
-    /// Waits until a worker was busy for a quarter of a second, and hands a domain of the busiest over to the least busy if
+    /// Waits until a worker was busy for a tenth of a second, and hands a domain of the busiest over to the least busy if
     /// both are better off then; for ever.
     pub(crate) async fn balance(&self) -> Infallible {
         loop {

@@ -123,7 +123,7 @@ pub(crate) struct Common {
     frames: usize,
     /// When the time of the forwarding tables began.
     epoch: Instant,
-    /// Told when a worker was busy for a quarter of a second or more.
+    /// Told when a worker was busy for a tenth of a second or more.
     busy: Arc<Notify>,
 }
 
@@ -227,7 +227,7 @@ impl Handle {
         self.send(Command::Move(domain, to.mailbox.clone()));
     }
 
-    /// Waits until this worker, or one with the same [`Common`], was busy for a quarter of a second or more.
+    /// Waits until this worker, or one with the same [`Common`], was busy for a tenth of a second or more.
     pub(crate) async fn busy(&self) {
         self.busy.notified().await;
     }

@@ -39,7 +39,7 @@ const UNSENT: Duration = Duration::from_millis(5);
 /// and 2.46 times; TCP between two UML machines, which need the processors too, 2.8, 2.4 and 2.2 times.
 pub(super) const LOOK: Duration = Duration::from_micros(30);
 
-/// How often a worker looks whether it has been busy for a quarter of the time.
+/// How often a worker looks whether it has been busy for a tenth of the time.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// A position in the worker's table of domains.
@@ -268,7 +268,7 @@ impl Worker {
     fn sweep(&mut self) {
         let period = self.context.now.saturating_duration_since(self.asked);
         if period >= PERIOD && !self.told {
-            if self.slept * 4 < period * 3 {
+            if self.slept * 10 < period * 9 {
                 self.told = true;
                 self.busy.notify_one();
             } else {
