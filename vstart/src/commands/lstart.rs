@@ -307,13 +307,13 @@ mod tests {
         assert_eq!(parallel(&["-p", "pc1"]), Some(None));
         assert_eq!(parallel(&["-p12", "pc1"]), Some(Some(12)));
         assert_eq!(parallel(&["--parallel=3"]), Some(Some(3)));
+        assert_eq!(parallel(&["-p0"]), Some(Some(0)), "no limit");
     }
 
     #[test]
     fn contradictions_are_misuse() {
         for args in [
             &["-p2", "-s"][..],
-            &["-p0"],
             &["--check", "--print"],
             &["-q", "-v"],
             &["a/b"],
