@@ -12,11 +12,15 @@ use crate::datapath::LONGEST_HOLD;
 /// How long an ingress port is held back for a full egress port, unless it is set.
 pub(crate) const DEFAULT_HOLD: Duration = Duration::from_millis(100);
 
+/// Longer than any sleep takes: what is polled so long had better sleep.
+const LONGEST_POLL_US: u64 = 1000;
+
 /// What `switchd run` runs with. Nothing in it can be wrong any more.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) directory: PathBuf,
     pub(crate) hold: Duration,
+    pub(crate) poll: Duration,
     pub(crate) workers: usize,
     pub(crate) idle_exit: Option<Duration>,
     pub(crate) without: Vec<Gain>,
@@ -44,6 +48,9 @@ pub(crate) enum ConfigError {
         most = LONGEST_HOLD.as_millis()
     )]
     Hold(u64),
+    /// A look for frames that would be a busy loop.
+    #[error("to look for frames for {0} µs is too long: at most {LONGEST_POLL_US}")]
+    Poll(u64),
     /// A worker count out of range.
     #[error("{0} workers are not possible: from 1 to {MOST_WORKERS}")]
     Workers(usize),
@@ -58,6 +65,7 @@ const MOST_WORKERS: usize = 256;
 struct File {
     dir: Option<PathBuf>,
     hold_ms: Option<u64>,
+    poll_us: Option<u64>,
     workers: Option<usize>,
     #[serde(default, rename = "domain")]
     domains: Vec<FileDomain>,
@@ -89,6 +97,11 @@ impl Config {
             Some(ms) if Duration::from_millis(ms) <= LONGEST_HOLD => Duration::from_millis(ms),
             Some(ms) => return Err(ConfigError::Hold(ms)),
         };
+        let poll = match arguments.poll_us.or(file.poll_us) {
+            None => Duration::ZERO,
+            Some(us @ 0..=LONGEST_POLL_US) => Duration::from_micros(us),
+            Some(us) => return Err(ConfigError::Poll(us)),
+        };
         let workers = match arguments.workers.or(file.workers) {
             None => std::thread::available_parallelism()
                 .map_or(1, usize::from)
@@ -99,6 +112,7 @@ impl Config {
         Ok(Self {
             directory: directory(given.or(file.dir))?,
             hold,
+            poll,
             workers,
             idle_exit: arguments.idle_exit.map(Duration::from_secs),
             without: arguments.without.clone(),

@@ -51,7 +51,12 @@ async fn host(config: Config, directory: &Path) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate())?;
     // Its terminal has gone. There is nothing to read again: domains are made and changed by commands.
     let mut hung_up = signal(SignalKind::hangup())?;
-    let registry = registry(directory, config.hold, config.workers, &config.without)?;
+    let registry = registry(
+        directory,
+        Common::new(config.hold).with_poll(config.poll),
+        config.workers,
+        &config.without,
+    )?;
     registry.remove_leftovers();
     let socket = directory.join(SOCKET);
     let opened = open(&registry, config.domains, &socket).await;
@@ -111,8 +116,11 @@ async fn open(
 }
 
 /// Starts the workers.
-pub(crate) fn start_workers(count: usize, hold: Duration, without: &[Gain]) -> anyhow::Result<Vec<Handle>> {
-    let mut common = Common::new(hold);
+pub(crate) fn start_workers(
+    count: usize,
+    mut common: Common,
+    without: &[Gain],
+) -> anyhow::Result<Vec<Handle>> {
     if without.contains(&Gain::Look) {
         common = common.without_look();
     }
@@ -126,11 +134,11 @@ pub(crate) fn start_workers(count: usize, hold: Duration, without: &[Gain]) -> a
 
 fn registry(
     directory: &Path,
-    hold: Duration,
+    common: Common,
     workers: usize,
     without: &[Gain],
 ) -> anyhow::Result<Arc<Registry>> {
-    let workers = start_workers(workers, hold, without)?;
+    let workers = start_workers(workers, common, without)?;
     Ok(Arc::new(Registry::new(
         directory.to_owned(),
         user(),

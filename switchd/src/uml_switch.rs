@@ -24,9 +24,9 @@ use crate::control::domain::Sockets;
 use crate::control::listeners::cannot_listen;
 use crate::control::registry::{Admission, Registry};
 use crate::daemon::{raise_descriptor_limit, start_workers};
-use crate::datapath::NewPort;
 use crate::datapath::port::{Identity, Link};
 use crate::datapath::tap;
+use crate::datapath::{Common, NewPort};
 
 const USAGE: &str = "\
 Usage: uml_switch [-unix CONTROL] [-hub] [-tap DEVICE] [-daemon]
@@ -136,7 +136,7 @@ async fn host(
     tap: Option<OwnedFd>,
 ) -> anyhow::Result<()> {
     let mut interrupted = tokio::signal::unix::signal(SignalKind::interrupt())?;
-    let workers = start_workers(1, DEFAULT_HOLD, &[])?;
+    let workers = start_workers(1, Common::new(DEFAULT_HOLD), &[])?;
     let directory = options.control.parent().unwrap_or(Path::new("/")).to_owned();
     let registry = Arc::new(Registry::new(
         directory,

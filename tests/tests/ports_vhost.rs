@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use fabric::offload::VNET_HEADER_BYTES;
 use nix::sys::signal::{Signal, kill};
@@ -120,10 +121,32 @@ fn super_frame(payload: usize) -> ([u8; VNET_HEADER_BYTES + 2], Vec<u8>) {
 
 #[test]
 fn frames_pass_whatever_was_agreed_on() {
-    let daemon = Switchd::with_domain(&["A"]);
-    let socket = socket(&daemon);
+    pass_whatever_was_agreed_on(&Switchd::with_domain(&["A"]));
+}
+
+#[test]
+fn a_worker_that_looks_for_frames_misses_none_and_sleeps_when_there_are_none() {
+    let daemon = Switchd::start_with(&["--poll-us", "1000", "--workers", "1"]);
+    daemon.add(&["A"]);
+    pass_whatever_was_agreed_on(&daemon);
+    // The card that is left has sent; a worker that still looked would use a processor, or half of a busy one.
+    let used = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    wait::until_true("a second without work", || {
+        let before = used();
+        std::thread::sleep(Duration::from_secs(1));
+        used() - before <= 1
+    });
+}
+
+/// Frames between cards that agree on one thing and another.
+fn pass_whatever_was_agreed_on(daemon: &Switchd) {
+    let socket = socket(daemon);
     let other = FrontEnd::with_card(&socket, OFFERED);
-    let mut other = wait_given(&daemon, other, 1);
+    let mut other = wait_given(daemon, other, 1);
     let base = feature::PROTOCOL_FEATURES;
     for bits in [
         base,
@@ -133,7 +156,7 @@ fn frames_pass_whatever_was_agreed_on() {
         OFFERED & !feature::EVENT_INDEX,
         OFFERED,
     ] {
-        let mut card = wait_given(&daemon, FrontEnd::with_card(&socket, bits), 2);
+        let mut card = wait_given(daemon, FrontEnd::with_card(&socket, bits), 2);
         // More than the ring has entries, in both directions.
         for n in 0..2 * SIZE {
             let bytes = 60 + usize::from(n) * 11;
@@ -143,7 +166,7 @@ fn frames_pass_whatever_was_agreed_on() {
             assert_eq!(card.receive(), frame(2, bytes), "{bits:#x}");
         }
         drop(card);
-        wait_ports(&daemon, "A", 1);
+        wait_ports(daemon, "A", 1);
     }
     assert!(daemon.domain("A").drops.is_empty());
 }

@@ -173,6 +173,7 @@ fn errors_say_what_failed_and_how_to_go_on() {
         (&["capture", "A", "--snap", "0"], 2, &["snap"]),
         (&[], 2, &["Usage"]),
         (&["run", "--hold-ms", "501"], 2, &["501 ms", "500"]),
+        (&["run", "--poll-us", "1001"], 2, &["1001 µs", "1000"]),
         (&["run", "--workers", "0"], 2, &["0 workers"]),
     ] {
         assert_has(&switchd.run(arguments).failed(code), parts);

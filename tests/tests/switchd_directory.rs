@@ -252,7 +252,7 @@ fn a_configuration_file_makes_domains_and_options_stand_above_it() {
     let file = switchd.home().join("switchd.toml");
     fs::write(
         &file,
-        "workers = 1\nhold_ms = 5\n\n[[domain]]\nname = \"A\"\n\n[[domain]]\nname = \"B\"\nmode = \"switch\"\nmtu = 9000\nageing_s = 3\n",
+        "workers = 1\nhold_ms = 5\npoll_us = 50\n\n[[domain]]\nname = \"A\"\n\n[[domain]]\nname = \"B\"\nmode = \"switch\"\nmtu = 9000\nageing_s = 3\n",
     )
     .unwrap();
     let path = file.to_str().unwrap().to_owned();
@@ -277,6 +277,7 @@ fn a_configuration_file_with_a_mistake_is_refused_with_its_line() {
         ("workers = \"many\"\n", &["line 1"]),
         ("workers = \n", &["line 1"]),
         ("hold_ms = 501\n", &["501"]),
+        ("poll_us = 1001\n", &["1001 µs"]),
     ] {
         fs::write(&file, content).unwrap();
         let text = switchd

@@ -24,6 +24,8 @@ pub struct Device {
     heads: Vec<(u16, u64)>,
     /// Chains that are still to be taken before the device is given up.
     rest: Option<u16>,
+    /// Whoever has the device looks for frames for a while, before it has the guest kick.
+    polled: bool,
 }
 
 /// What a receive has found.
@@ -78,7 +80,13 @@ impl Device {
             chain: Chain::default(),
             heads: Vec::new(),
             rest: None,
+            polled: false,
         })
+    }
+
+    /// From now on, a receive that has found frames does not ask for a kick: [`Device::listen`] does.
+    pub fn poll(&mut self) {
+        self.polled = true;
     }
 
     /// What may be left undone on frames to the guest.
@@ -102,7 +110,8 @@ impl Device {
         Ok(())
     }
 
-    /// Fills a batch with what the guest has sent. When there is no more, the guest is asked for a kick.
+    /// Fills a batch with what the guest has sent. When there is no more, the guest is asked for a kick, unless the device
+    /// is polled and there was something.
     ///
     /// # Errors
     /// If there is anything wrong with the ring; then the batch is empty.
@@ -128,6 +137,9 @@ impl Device {
         let more = if taken < ready {
             self.from_guest.mute(memory)?;
             true
+        } else if self.polled && taken > 0 {
+            self.from_guest.mute(memory)?;
+            false
         } else {
             self.rest.is_none() && self.from_guest.listen(memory)?
         };
@@ -165,6 +177,15 @@ impl Device {
     /// If there is anything wrong with the ring.
     pub fn has_frames(&mut self, memory: &impl Memory) -> Result<bool, RingError> {
         Ok(self.from_guest.ready(memory)? > 0)
+    }
+
+    /// Asks the guest for a kick when it sends; true if it may just have sent something.
+    ///
+    /// # Errors
+    /// If there is anything wrong with the ring.
+    pub fn listen(&mut self, memory: &impl Memory) -> Result<bool, RingError> {
+        self.from_guest.ready(memory)?;
+        Ok(self.from_guest.listen(memory)? || self.from_guest.ready(memory)? > 0)
     }
 
     /// Sends frames of a batch to the guest, in order, as far as it has buffers for them. None of them must need more

@@ -86,6 +86,11 @@ impl Domain {
             }
         }
         context.plan = plan;
+        let quiet = matches!(rx, Rx::Drained) && !parcel.batch.is_empty();
+        let entry = (self.slot, ingress);
+        if quiet && !context.poll.is_zero() && self.is_polled(ingress) && !context.polled.contains(&entry) {
+            context.polled.push(entry);
+        }
         self.settle(ingress, parcel, context);
         if matches!(rx, Rx::Closed) {
             context.dead.push((self.slot, ingress));
@@ -219,6 +224,27 @@ impl Domain {
             port.readable = true;
             self.enqueue(id, context);
         }
+    }
+
+    fn is_polled(&self, id: PortId) -> bool {
+        let port = self.ports.get(id.index()).and_then(Option::as_ref);
+        port.is_some_and(|port| matches!(port.link, Link::Vhost(_)))
+    }
+
+    /// Looks whether a guest that shares its memory has sent something, `last` so that it kicks if it has not; true if
+    /// it need not be looked at any more.
+    pub(super) fn look(&mut self, id: PortId, last: bool, context: &mut Context) -> bool {
+        let found = match self.port_mut(id).map(|port| &mut port.link) {
+            Some(Link::Vhost(link)) if last => link.listen(),
+            Some(Link::Vhost(link)) => link.has_frames(),
+            _ => return true,
+        };
+        match found {
+            Ok(true) => self.readable(id, context),
+            Ok(false) => return last,
+            Err(_) => context.dead.push((self.slot, id)),
+        }
+        true
     }
 
     /// There is room: gives a port what others keep for it, each in its turn.
@@ -373,7 +399,7 @@ impl Domain {
     pub(super) fn attach(&mut self, new: NewPort, context: &mut Context) -> io::Result<()> {
         let NewPort {
             id,
-            link,
+            mut link,
             identity,
             alive,
         } = new;
@@ -383,6 +409,11 @@ impl Domain {
         if let Err(error) = watch(&link, &context.poller, token(self.slot, id)) {
             self.fabric.detach(id);
             return Err(error);
+        }
+        if let Link::Vhost(link) = &mut link
+            && !context.poll.is_zero()
+        {
+            link.poll();
         }
         if self.ports.len() <= id.index() {
             self.ports.resize_with(id.index() + 1, || None);

@@ -119,6 +119,8 @@ pub(crate) struct Common {
     hold: Duration,
     /// How long a worker looks for room before it sleeps.
     look: Duration,
+    /// How long at most it looks at guests that share their memory, after they have sent, for more.
+    poll: Duration,
     /// Frames of a batch at most.
     frames: usize,
     /// When the time of the forwarding tables began.
@@ -132,10 +134,16 @@ impl Common {
         Self {
             hold,
             look: LOOK,
+            poll: Duration::ZERO,
             frames: fabric::BATCH_FRAMES,
             epoch: Instant::now(),
             busy: Arc::default(),
         }
+    }
+
+    /// The same for workers that look for frames of guests that share their memory, before they ask for kicks and sleep.
+    pub(crate) fn with_poll(self, poll: Duration) -> Self {
+        Self { poll, ..self }
     }
 
     /// The same for workers that do not look for room before they sleep.

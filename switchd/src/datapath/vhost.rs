@@ -133,6 +133,27 @@ impl Link {
         self.check(|link| link.device.watch_room(&*link.memory, wanted))
     }
 
+    /// From now on the guest is not asked for a kick as long as it sends: [`Link::listen`] does.
+    pub(crate) fn poll(&mut self) {
+        self.device.poll();
+    }
+
+    /// True if the guest may have sent something.
+    ///
+    /// # Errors
+    /// `ECONNRESET` if there is something wrong with the guest.
+    pub(crate) fn has_frames(&mut self) -> io::Result<bool> {
+        self.check(|link| link.device.has_frames(&*link.memory))
+    }
+
+    /// Asks for a kick when the guest sends; true if it may just have sent something.
+    ///
+    /// # Errors
+    /// `ECONNRESET` if there is something wrong with the guest.
+    pub(crate) fn listen(&mut self) -> io::Result<bool> {
+        self.check(|link| link.device.listen(&*link.memory))
+    }
+
     /// From now on, only what the guest has sent by now is received.
     pub(crate) fn finish(&mut self) {
         // What is wrong with the ring will be found again when it is read.

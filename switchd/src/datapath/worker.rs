@@ -42,6 +42,12 @@ pub(super) const LOOK: Duration = Duration::from_micros(30);
 /// How often a worker looks whether it has been busy for a tenth of the time.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// Looks at all guests between two looks at everything else, which cost a system call.
+const LOOKS: usize = 16;
+
+/// The part of [`Context::poll`] a look for frames lasts at least.
+const SHORTEST: u32 = 16;
+
 /// A position in the worker's table of domains.
 pub(super) type Slot = u32;
 
@@ -63,6 +69,10 @@ pub(super) struct Context {
     /// How long an ingress port is held back for a full egress port.
     pub(super) hold: Duration,
     look: Duration,
+    /// Ports of guests that have sent and were not asked to kick when they send more.
+    pub(super) polled: Vec<(Slot, PortId)>,
+    /// How long at most it is looked for more of them; zero is not at all.
+    pub(super) poll: Duration,
     pub(super) now: Instant,
     epoch: Instant,
 }
@@ -95,6 +105,8 @@ pub(super) struct Worker {
     told: bool,
     busy: Arc<Notify>,
     context: Context,
+    /// How long the next look for frames lasts at most: shorter with each that was in vain, at most [`Context::poll`].
+    spin: Duration,
 }
 
 impl Worker {
@@ -114,6 +126,8 @@ impl Worker {
             unsent: false,
             hold: common.hold,
             look: common.look,
+            polled: Vec::new(),
+            poll: common.poll,
             now,
             epoch: common.epoch,
         };
@@ -128,6 +142,7 @@ impl Worker {
             told: false,
             busy: common.busy,
             context,
+            spin: common.poll,
         }
     }
 
@@ -164,6 +179,12 @@ impl Worker {
     /// Waits for something to do. While senders are held back for a full port, a receiver that is reading makes room
     /// within microseconds: to look for it a little while costs less than to sleep and be woken.
     fn wait(&mut self) -> io::Result<()> {
+        if !self.context.polled.is_empty() {
+            if self.context.ready.is_empty() && self.context.roomy.is_empty() && self.spin()? {
+                return Ok(());
+            }
+            self.look(self.context.ready.is_empty());
+        }
         let timeout = self.timeout();
         if !self.context.full.is_empty() && timeout != Some(Duration::ZERO) {
             let begun = Instant::now();
@@ -183,10 +204,42 @@ impl Worker {
         Ok(())
     }
 
+    /// Looks for frames of guests that have just sent some, before they are asked to kick: a kick costs them a system
+    /// call and us a sleep. True if there is an event; ends at once when there are frames.
+    fn spin(&mut self) -> io::Result<bool> {
+        let begun = Instant::now();
+        while begun.elapsed() < self.spin {
+            for _ in 0..LOOKS {
+                self.look(false);
+                if !self.context.ready.is_empty() || !self.context.dead.is_empty() {
+                    self.spin = (self.spin * 2).min(self.context.poll);
+                    return Ok(false);
+                }
+                std::hint::spin_loop();
+            }
+            self.context.poller.wait(Some(Duration::ZERO))?;
+            if self.context.poller.event(0).is_some() {
+                return Ok(true);
+            }
+        }
+        self.spin = (self.spin / 2).max(self.context.poll / SHORTEST);
+        Ok(false)
+    }
+
+    /// Looks once, the last time if they are to kick from now on.
+    fn look(&mut self, last: bool) {
+        let mut polled = std::mem::take(&mut self.context.polled);
+        polled.retain(|&(slot, port)| {
+            domain(&mut self.domains, slot).is_some_and(|domain| !domain.look(port, last, &mut self.context))
+        });
+        self.context.polled = polled;
+    }
+
     /// How long to wait: not at all with ports to read, until the next deadline with ports that are waited for, else
     /// for ever.
     fn timeout(&self) -> Option<Duration> {
-        if !self.context.ready.is_empty() || !self.context.roomy.is_empty() {
+        let context = &self.context;
+        if !context.ready.is_empty() || !context.roomy.is_empty() || !context.dead.is_empty() {
             return Some(Duration::ZERO);
         }
         let unsent = self.context.unsent.then(|| Instant::now() + UNSENT);
