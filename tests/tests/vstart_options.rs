@@ -296,6 +296,7 @@ fn a_machine_is_locked_to_a_processor_and_debugged() {
         "switchd run --dir ",
         "\ntaskset -c 0 /usr/bin/linux.uml umid=pc1 ",
         " s: domain A\n",
+        "pc1: there is no display: console 0 is detached\n",
     ] {
         assert!(errors.contains(told), "{errors}");
     }
