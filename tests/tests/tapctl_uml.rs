@@ -24,7 +24,13 @@ fn start(home: &Home, net: &Net, name: &str, options: &[&str], script: &str) {
     fs::write(&file, script).expect("a script");
     let exec = format!("sh /hosthome/{name}.sh >/hosthome/{name}.log 2>&1; touch /hosthome/{name}.done");
     let mut command = inside(net, &home.command("vstart"));
-    program::run(command.arg(name).args(options).args(["--con0=none", "-e", &exec])).ok();
+    program::run(
+        command
+            .arg(name)
+            .args(options)
+            .args(["--con0=detached", "-e", &exec]),
+    )
+    .ok();
 }
 
 /// Waits until a machine's script has come to its end.

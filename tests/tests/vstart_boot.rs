@@ -247,7 +247,7 @@ fn the_foreground_waits_for_the_end() {
         [
             "pc1",
             "-F",
-            "--con0=none",
+            "--con0=detached",
             "-e",
             "echo \"ran\" > /hosthome/ran; poweroff",
         ],

@@ -19,7 +19,10 @@ pub enum ArgsError {
     #[error("{0} '{1}' contains a double quote, which a kernel command line cannot hold")]
     Quote(&'static str, String),
     /// A comma would separate two files.
-    #[error("disk '{0}' contains a comma, which a kernel command line cannot hold in the name of a disk")]
+    #[error(
+        "disk '{0}' contains a comma, which a kernel command line cannot hold in the name of a disk\n\
+         hint: rename it"
+    )]
     Comma(String),
     /// A path that is no text.
     #[error("{0} {1:?} is not valid UTF-8, which a kernel command line must be")]

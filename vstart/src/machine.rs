@@ -168,6 +168,9 @@ pub enum Console {
 /// Why a text is not an option's value.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ValueError {
+    /// Host and guest cannot be told apart.
+    #[error("{0} cannot be the address of the host and of the guest")]
+    SameAddress(IpAddr),
     /// Not a way to show a console.
     #[error("'{0}' is not a console mode: use xterm, this, tmux, pty, port:N, detached or none")]
     Console(String),
@@ -269,10 +272,11 @@ impl FromStr for Attachment {
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
             (Some(TAP), Some(host), Some(guest), None) => {
                 let address = |text: &str| text.parse().map_err(|_| ValueError::Address(text.to_owned()));
-                Ok(Self::Tap {
-                    host: address(host)?,
-                    guest: address(guest)?,
-                })
+                let (host, guest) = (address(host)?, address(guest)?);
+                if host == guest {
+                    return Err(ValueError::SameAddress(host));
+                }
+                Ok(Self::Tap { host, guest })
             }
             (Some(TAP), ..) => Err(ValueError::Tap(text.to_owned())),
             (Some(NAT), None, ..) => Ok(Self::Nat),

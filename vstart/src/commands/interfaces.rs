@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -10,6 +11,7 @@ use fabric::mac::MacAddr;
 use crate::config::Config;
 use crate::dirs::Dirs;
 use crate::kernel_args::name_in_guest;
+use crate::launch::note;
 use crate::machine::{Attachment, Interface, Machine};
 use crate::tap;
 use crate::transport::{Choice, Drivers, Wanted};
@@ -129,14 +131,28 @@ fn transports(interfaces: &mut [Interface], choices: &[Choice], kernel: &Path, u
 /// address, and that is then the way out.
 pub(super) fn make_tap(interface: &mut Interface, dirs: &Dirs) -> Result<Option<String>> {
     let name = interface.name();
-    let Attachment::Tap { host, .. } = &mut interface.attachment else {
+    let Attachment::Tap { host, guest } = &mut interface.attachment else {
         return Ok(None);
     };
     let tap = tap::make(*host, dirs).with_context(|| format!("cannot connect {name} to the host"))?;
     if let Some(address) = tap.host() {
         *host = address;
     }
+    if !same_network(*host, *guest) {
+        note(&format!(
+            "{name}: {guest} and the host's address {host} are in different networks (/24): the host cannot be reached"
+        ));
+    }
     Ok(Some(tap.device))
+}
+
+/// Whether guests, which have 24 bits for the network, take the addresses for neighbours. Of other addresses than IPv4
+/// nothing is known.
+fn same_network(a: IpAddr, b: IpAddr) -> bool {
+    match (a, b) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => a.octets()[..3] == b.octets()[..3],
+        _ => true,
+    }
 }
 
 /// What the user should know about interfaces that are not called what was asked for.

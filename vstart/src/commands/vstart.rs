@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use nix::unistd::{AccessFlags, User, access, getuid};
 
@@ -53,10 +54,10 @@ pub(crate) struct Options {
     #[arg(short, long, value_name = "FILE")]
     pub(super) model_fs: Option<PathBuf>,
     /// Where changes to the model file system go [default: NAME.disk in the current directory]
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["no_cow", "hide_disk_file"])]
+    #[arg(short, long, value_name = "FILE")]
     pub(super) filesystem: Option<PathBuf>,
     /// Change the model file system itself
-    #[arg(short = 'W', long, conflicts_with = "hide_disk_file")]
+    #[arg(short = 'W', long)]
     pub(super) no_cow: bool,
     /// Keep changes to the model file system out of sight, and only until the machine ends
     #[arg(short = 'D', long)]
@@ -73,10 +74,10 @@ pub(crate) struct Options {
     /// Show a directory of the host in the machine
     #[arg(long, value_name = "SOURCE,TARGET")]
     mount: Vec<Mount>,
-    /// Where the primary console is shown: xterm, this, tmux, pty, port:N, detached, none
+    /// Where the primary console is shown: xterm, this, tmux, pty, port:N, detached
     #[arg(long, value_name = "MODE")]
     con0: Option<Console>,
-    /// Where the secondary console is shown
+    /// Where the secondary console is shown: the same, or none
     #[arg(long, value_name = "MODE")]
     con1: Option<Console>,
     /// Show the primary console in a tmux session and open a window on it
@@ -167,8 +168,43 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Options {
         }
         command = command.after_help(text);
     }
-    let matches = command.get_matches_from(with_interfaces(args));
-    Options::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    let matches = command.try_get_matches_from_mut(with_interfaces(args));
+    let matches = matches.unwrap_or_else(|error| error.exit());
+    let options = Options::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if let Some(why) = options.contradiction() {
+        command.error(ErrorKind::ArgumentConflict, why).exit();
+    }
+    options
+}
+
+impl Options {
+    /// What cannot be had together, and what to do about it.
+    fn contradiction(&self) -> Option<&'static str> {
+        let (file, hidden) = (self.filesystem.is_some(), self.hide_disk_file);
+        if self.no_cow && file {
+            Some(
+                "--no-cow changes the model itself, and nothing goes into the file of --filesystem\n\
+                 hint: leave one of them out",
+            )
+        } else if self.no_cow && hidden {
+            Some(
+                "--no-cow changes the model itself, and there is no disk file to hide\n\
+                 hint: leave --hide-disk-file out to change the model, --no-cow to leave it as it is",
+            )
+        } else if hidden && file {
+            Some(
+                "--hide-disk-file removes the changes when the machine ends, those in the file of --filesystem, too\n\
+                 hint: leave one of them out",
+            )
+        } else if self.con0 == Some(Console::None) {
+            Some(
+                "the primary console cannot be disabled\n\
+                 hint: with --con0=detached it is shown nowhere until vconnect does",
+            )
+        } else {
+            None
+        }
+    }
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
@@ -235,7 +271,7 @@ fn plan(options: &Options, config: &Config) -> Result<Plan> {
         hosthome: home.filter(|_| !options.no_hosthome),
         hostlab: options.hostlab.as_deref().map(directory).transpose()?,
         hostwd: options.hostwd.as_deref().map(directory).transpose()?,
-        mounts: options.mount.clone(),
+        mounts: mounts(options)?,
         modules: disks::modules(&root, &kernel),
         cpu: options.cpulock,
         pidfile: options.pidfile.as_deref().map(disks::absolute).transpose()?,
@@ -257,6 +293,14 @@ fn plan(options: &Options, config: &Config) -> Result<Plan> {
     })
 }
 
+/// Directories of the host; one that is not there would be a machine without it.
+fn mounts(options: &Options) -> Result<Vec<Mount>> {
+    for mount in &options.mount {
+        directory(&mount.source)?;
+    }
+    Ok(options.mount.clone())
+}
+
 fn kernel(options: &Options, config: &Config) -> Result<PathBuf> {
     let Some(path) = options.kernel.clone().or_else(|| config.default_kernel()) else {
         bail!(
@@ -274,6 +318,10 @@ fn consoles(options: &Options, config: &Config) -> Result<([Console; 2], Emulato
     let emulator = options.xterm.unwrap_or(config.emulator);
     let mut consoles = config.consoles;
     let tmux = (options.tmux_attached || options.tmux_detached).then_some(Console::Tmux);
+    if consoles[0] == Console::None {
+        // As a default it may be; then nobody looks until somebody does.
+        consoles[0] = Console::Detached;
+    }
     for (number, asked) in [options.con0.or(tmux), options.con1].into_iter().enumerate() {
         let wanted = asked.unwrap_or(consoles[number]);
         let missing = match wanted {
