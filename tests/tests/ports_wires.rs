@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
 
 use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -226,6 +227,34 @@ fn a_stream_from_qemu_and_udp_to_it() {
 }
 
 #[test]
+fn the_older_words_of_qemu() {
+    let host = Host::start(&["A", "B"]);
+    host.attach("A --stream tcp:127.0.0.1:5000 --listen").ok();
+    host.attach("B --mcast 239.192.168.1:1102").ok();
+    let _qemu = host.qemu(
+        "socket,connect=127.0.0.1:5000",
+        "socket,mcast=239.192.168.1:1102,localaddr=127.0.0.1",
+    );
+    host.exchange_between("A", "B");
+}
+
+#[test]
+fn the_tunnel_of_qemu_and_a_socket_it_listens_at() {
+    let host = Host::start(&["A", "B"]);
+    host.attach(
+        "A --l2tpv3 127.0.0.1:1702,127.0.0.1:1701 --tx-session 1 --rx-session 2 --tx-cookie 3 --rx-cookie 4 --counter",
+    )
+    .ok();
+    host.attach("B --stream tcp:127.0.0.1:5000").ok();
+    let _qemu = host.qemu(
+        "l2tpv3,udp=on,src=127.0.0.1,srcport=1701,dst=127.0.0.1,dstport=1702,txsession=2,rxsession=1,\
+         txcookie=4,rxcookie=3,counter=on",
+        "socket,listen=127.0.0.1:5000",
+    );
+    host.exchange_between("A", "B");
+}
+
+#[test]
 fn cables_and_links_join_domains() {
     let host = Host::start(&["A", "B", "C", "D"]);
     let daemon = &host.daemon;
@@ -280,32 +309,45 @@ fn broadcast(n: u8) -> Vec<u8> {
 #[test]
 fn foreign_datagrams_change_nothing_but_counters() {
     let host = Host::start(&["A"]);
-    host.attach(
+    let home = host.daemon.home().to_owned();
+    let (own_path, far_path) = (home.join("d"), home.join("q"));
+    for words in [
         "A --l2tpv3 127.0.0.1:1702,127.0.0.1:1701 --tx-session 1 --rx-session 2 --tx-cookie 3 --rx-cookie 4",
-    )
-    .ok();
-    host.attach("A --gre 127.0.0.2,127.0.0.1 --tx-key 1 --rx-key 2")
-        .ok();
-    host.attach("A --udp 127.0.0.1:5001,127.0.0.1:5002").ok();
+        "A --l2tpv3 127.0.0.4,127.0.0.3 --tx-session 1 --rx-session 2 --tx-cookie 3 --rx-cookie 4",
+        "A --gre 127.0.0.2,127.0.0.1 --tx-key 1 --rx-key 2",
+        "A --udp 127.0.0.1:5001,127.0.0.1:5002",
+        "A --mcast 239.192.168.1:1102",
+        &format!("A --dgram {},{}", own_path.display(), far_path.display()),
+    ] {
+        host.attach(words).ok();
+    }
     let receiver = client(&host.daemon, "A");
-    wait_ports(&host.daemon, "A", 4);
+    wait_ports(&host.daemon, "A", 7);
     let frame = broadcast(7);
     let join = |parts: &[&[u8]]| parts.concat();
-    let l2tpv3 = [
-        join(&[&[0, 3, 0, 0, 0, 0, 0, 9, 0, 0, 0, 4], &frame]),
-        join(&[&[0, 3, 0, 0, 0, 0, 0, 2, 0, 0, 0, 9], &frame]),
-        join(&[&[0x80, 3, 0, 0, 0, 0, 0, 2, 0, 0, 0, 4], &frame]),
-        vec![0, 3, 0, 0, 0, 0],
-        join(&[&[0, 3, 0, 0, 0, 0, 0, 2, 0, 0, 0, 4], &[1; 5]]),
-        join(&[&[0, 3, 0, 0, 0, 0, 0, 2, 0, 0, 0, 4], &vec![0xff; 65_000]]),
+    let giant = vec![0xff; 65_400];
+    let session: [(&[u8], &[u8]); 5] = [
+        (&[0, 0, 0, 9, 0, 0, 0, 4], &frame),
+        (&[0, 0, 0, 2, 0, 0, 0, 9], &frame),
+        (&[0, 0], &[]),
+        (&[0, 0, 0, 2, 0, 0, 0, 4], &[1; 5]),
+        (&[0, 0, 0, 2, 0, 0, 0, 4], &giant),
     ];
+    let over_ip = session.map(|(header, frame)| join(&[header, frame]));
+    let mut over_udp = over_ip
+        .each_ref()
+        .map(|bytes| join(&[&[0, 3, 0, 0], bytes]))
+        .to_vec();
+    over_udp.push(join(&[&[0x80, 3, 0, 0, 0, 0, 0, 2, 0, 0, 0, 4], &frame]));
     let gre = [
         join(&[&[0x20, 0, 0x65, 0x58, 0, 0, 0, 9], &frame]),
         join(&[&[0, 0, 0x65, 0x58], &frame]),
         vec![0x20, 0, 0x65],
-        join(&[&[0x20, 0, 0x65, 0x58, 0, 0, 0, 2], &vec![0xff; 65_000]]),
+        join(&[&[0x20, 0, 0x65, 0x58, 0, 0, 0, 2], &giant]),
     ];
+    let no_header = [vec![], vec![1; 13], giant];
     const TIMES: u64 = 200;
+    let far = UnixDatagram::bind(&far_path).unwrap();
     let good = frame.clone();
     host.net.inside(move || {
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();
@@ -315,19 +357,30 @@ fn foreign_datagrams_change_nothing_but_counters() {
             udp("127.0.0.1:5002"),
             udp("127.0.0.1:6666"),
         );
-        let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(47))).unwrap();
-        raw.bind(&address("127.0.0.1:0").into()).unwrap();
+        let raw = |protocol: i32, from: &str, to: &str| {
+            let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(protocol))).unwrap();
+            raw.bind(&address(from).into()).unwrap();
+            raw.connect(&address(to).into()).unwrap();
+            raw
+        };
+        let gre_socket = raw(47, "127.0.0.1:0", "127.0.0.2:0");
+        let l2tpv3_socket = raw(115, "127.0.0.3:0", "127.0.0.4:0");
         for _ in 0..TIMES {
-            for bytes in &l2tpv3 {
+            for bytes in &over_udp {
                 tunnel.send_to(bytes, "127.0.0.1:1702").unwrap();
                 stranger.send_to(bytes, "127.0.0.1:1702").unwrap();
             }
-            for bytes in &gre {
-                raw.send_to(bytes, &address("127.0.0.2:0").into()).unwrap();
+            for bytes in &over_ip {
+                l2tpv3_socket.send(bytes).unwrap();
             }
-            for bytes in [&[][..], &[1; 13], &[2; 65_000]] {
+            for bytes in &gre {
+                gre_socket.send(bytes).unwrap();
+            }
+            for bytes in &no_header {
                 plain.send_to(bytes, "127.0.0.1:5001").unwrap();
                 stranger.send_to(bytes, "127.0.0.1:5001").unwrap();
+                stranger.send_to(bytes, "239.192.168.1:1102").unwrap();
+                far.send_to(bytes, &own_path).unwrap();
             }
             // So that no queue overflows: what is counted is to be known.
             std::thread::sleep(std::time::Duration::from_millis(1));
@@ -342,8 +395,9 @@ fn foreign_datagrams_change_nothing_but_counters() {
         frame.len(),
         "the first frame to arrive is the only good one"
     );
-    let expect = |kind: &str, reasons: &[&str]| {
-        let row = host.kind("A", kind);
+    let ports = host.daemon.ports("A");
+    let expect = |name: &str, reasons: &[&str]| {
+        let row = ports.iter().find(|port| port.name.starts_with(name)).unwrap();
         let known: Vec<&str> = row.drops.keys().map(String::as_str).collect();
         assert_eq!(known, reasons, "{row:?}");
         // A queue may overflow on a busy machine, but hardly all the time.
@@ -351,27 +405,112 @@ fn foreign_datagrams_change_nothing_but_counters() {
             row.drops.values().all(|&count| 0 < count && count <= 2 * TIMES),
             "{row:?}"
         );
-        row
+        let said = host.daemon.run(&["port", "ls", "A"]).ok();
+        for (reason, count) in &row.drops {
+            assert!(said.contains(&format!("{count} {reason}")), "{said}");
+        }
     };
-    expect(
-        "l2tpv3",
-        &[
-            "bad-cookie",
-            "foreign-session",
-            "giant",
-            "malformed",
-            "runt",
-            "truncated",
-        ],
-    );
+    let session = ["bad-cookie", "foreign-session", "giant", "runt", "truncated"];
+    let over_udp = [
+        "bad-cookie",
+        "foreign-session",
+        "giant",
+        "malformed",
+        "runt",
+        "truncated",
+    ];
+    expect("l2tpv3 127.0.0.1:1702", &over_udp);
+    expect("l2tpv3 127.0.0.4", &session);
     expect("gre", &["bad-key", "giant", "truncated"]);
-    expect("udp", &["giant", "runt"]);
+    for name in ["udp", "mcast", "dgram"] {
+        expect(name, &["giant", "runt"]);
+    }
     let row = host.daemon.domain("A");
-    assert_eq!(
-        row.tx_frames, 3,
-        "the good frame went to the three others: {row:?}"
+    assert_eq!(row.tx_frames, 6, "the good frame went to the six others: {row:?}");
+    assert_eq!(row.ports, 7);
+}
+
+#[test]
+fn each_kind_may_stand_in_the_configuration() {
+    let net = Net::new();
+    net.ok("ip route add 224.0.0.0/4 dev lo");
+    let daemon = Switchd::prepared();
+    let home = daemon.home().display().to_string();
+    let file = daemon.home().join("switchd.toml");
+    let ports = format!(
+        r#"
+[[domain]]
+name = "A"
+ports = [
+    {{ kind = "l2tpv3", local = "127.0.0.1:1702", remote = "127.0.0.1:1701", tx_session = 1, rx_session = 2, tx_cookie = 3, rx_cookie = 4, cookie64 = true, counter = "count" }},
+    {{ kind = "gre", local = "127.0.0.2", remote = "127.0.0.1", tx_key = 1, rx_key = 2, sequence = "zero" }},
+    {{ kind = "mcast", group = "239.192.168.1:1102", ttl = 2, via = "127.0.0.1" }},
+    {{ kind = "udp", local = "127.0.0.1:5001", remote = "127.0.0.1:5002", secure = ["10.0.0.0/24"] }},
+    {{ kind = "stream", address = "tcp:127.0.0.1:5000", listen = true }},
+    {{ kind = "dgram", local = "{home}/d", remote = "{home}/q" }},
+    {{ kind = "link", to = "B" }},
+]
+[[domain]]
+name = "B"
+"#
     );
-    assert_eq!(row.ports, 4);
+    let run = || {
+        let mut command = net.command(binary("switchd"));
+        command.arg("--dir").arg(daemon.dir()).arg("run");
+        command.arg("--config").arg(&file).stdin(Stdio::null());
+        command
+    };
+    // What is wrong is said, and nothing is left behind.
+    for (good, bad, why) in [
+        ("tx_session = 1", "tx_session = 0", "session 0"),
+        ("tx_key = 1", "rx_kay = 1", "rx_kay"),
+        ("group = \"239", "group = \"139", "no multicast group"),
+        ("kind = \"link\", to = \"B\"", "kind = \"fd\"", "no descriptor"),
+        ("to = \"B\"", "to = \"C\"", "no domain C"),
+    ] {
+        assert!(ports.contains(good), "{good}");
+        std::fs::write(&file, ports.replace(good, bad)).unwrap();
+        let output = run().output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(why), "{why}: {said}");
+        assert!(!Path::new(&home).join("d").exists(), "the socket is left");
+    }
+    std::fs::write(&file, &ports).unwrap();
+    let _process = Process::start(&mut run());
+    wait::until_true("the daemon", || listens(&daemon.socket()));
+    let rows = daemon.ports("A");
+    let mut kinds: Vec<_> = rows.iter().map(|port| port.kind.as_str()).collect();
+    kinds.sort_unstable();
+    assert_eq!(
+        kinds,
+        ["dgram", "gre", "l2tpv3", "link", "mcast", "stream", "udp"]
+    );
+    let secure = rows.iter().find(|port| port.kind == "udp").unwrap();
+    assert_eq!(secure.secure[0].to_string(), "10.0.0.0/24");
+    assert_eq!(daemon.ports("B").len(), 1);
+}
+
+#[test]
+fn a_socket_is_handed_over_by_its_number() {
+    let host = Host::start(&["A", "B"]);
+    host.attach("B --stream tcp:127.0.0.1:5000 --listen").ok();
+    let words = host.daemon.command();
+    let script = "exec 3<>/dev/tcp/127.0.0.1/5000; exec \"$@\" port add A --fd 3";
+    let mut shell = host.net.command(tool("bash"));
+    shell.args(["-c", script, "bash"]);
+    shell.arg(words.get_program()).args(words.get_args());
+    assert!(shell.status().unwrap().success());
+    let (a, mut b) = (client(&host.daemon, "A"), client(&host.daemon, "B"));
+    wait_ports(&host.daemon, "B", 2);
+    let mut bytes = [0; 2000];
+    b.set_read_timeout(Some(wait::PATIENCE)).unwrap();
+    a.send(&broadcast(3)).unwrap();
+    assert_eq!(std::io::Read::read(&mut b, &mut bytes).unwrap(), 60);
+    // Whoever ends it hangs up, although it is not the only one who could.
+    let id = host.kind("A", "fd").id.to_string();
+    host.daemon.run(&["port", "rm", "A", &id]).ok();
+    host.daemon.run(&["port", "ls", "A"]).ok();
+    wait_ports(&host.daemon, "A", 1);
 }
 
 #[test]
@@ -405,6 +544,7 @@ fn what_cannot_be_attached_is_said() {
         ("A --mcast 127.0.0.1:1102", 1, "no multicast group"),
         ("A --udp 192.0.2.7:1,127.0.0.1:2", 1, "none of this host's"),
         ("A --udp 127.0.0.1:1", 2, "LOCAL,REMOTE"),
+        ("A --udp 127.0.0.1:1,127.0.0.1:2 --counter", 2, "cannot be used"),
         ("A --stream /tmp/x", 2, "no stream"),
         ("A --stream unix:/nonexistent/x --listen", 1, "No such file"),
         ("A --fd 99", 1, "descriptor 99"),

@@ -155,10 +155,10 @@ struct WireArguments {
     #[arg(long, value_name = "N", requires = "gre", value_parser = number32)]
     rx_key: Option<u32>,
     /// With --l2tpv3 and --gre: count frames in the header (counter, sequence)
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = UNCOUNTED)]
     counter: bool,
     /// The same, with a counter that stays 0
-    #[arg(long, conflicts_with = "counter")]
+    #[arg(long, conflicts_with = "counter", conflicts_with_all = UNCOUNTED)]
     pin_counter: bool,
     /// A multicast group, whose members are one hub (UML's mcast, QEMU's socket,mcast=)
     #[arg(long, value_name = "GROUP:PORT", group = "kind")]
@@ -185,6 +185,9 @@ struct WireArguments {
     #[arg(long, value_name = "N", group = "kind")]
     fd: Option<i32>,
 }
+
+/// Kinds without a header that could have a counter.
+const UNCOUNTED: [&str; 8] = ["tap", "netns", "uplink", "mcast", "udp", "dgram", "stream", "fd"];
 
 /// The two ends of a wire.
 #[derive(Clone, Debug)]
