@@ -13,22 +13,26 @@ shift $(($# < 2 ? $# : 2))
 switchd=${SWITCHD:-target/release/switchd}
 work=$(mktemp -d)
 trap 'end; rm -rf "$work"' EXIT
+# The shell tells of every process it has killed; that is for the log.
+exec 3>&2 2>>"$work/log"
 ip link set lo up
 ip route add 224.0.0.0/4 dev lo
 
 begin() { setsid "$@" >>"$work/log" 2>&1 </dev/null & groups="${groups:-} $!"; }
 end() {
-    for group in ${groups:-}; do kill -9 -- "-$group" 2>/dev/null || true; done
-    { wait; } 2>/dev/null
+    {
+        for group in ${groups:-}; do kill -9 -- "-$group" || true; done
+        wait
+    } 2>/dev/null
     groups=
 }
-fail() { echo "carriers.sh: $1" >&2; tail -n 20 "$work/log" >&2; exit 1; }
+fail() { echo "carriers.sh: $1" >&3; tail -n 20 "$work/log" >&3; exit 1; }
 # Tries a command until it succeeds.
 until_ok() {
     for _ in $(seq 200); do ! "$@" >/dev/null 2>&1 || return 0; sleep 0.05; done
     fail "never: $*"
 }
-has_reader() { [ "$(cat "/sys/class/net/$1/carrier")" = 1 ]; }
+has_reader() { ip -o link show "$1" | grep -q LOWER_UP; }
 
 # Two switches, tap1 at one and tap2 at the other.
 ours() {
@@ -68,8 +72,9 @@ theirs() {
     case $1 in
     none) begin qemu-system-x86_64 -nodefaults -machine none -display none $(hub tap,ifname=tap1,script=no tap,ifname=tap2,script=no) ;;
     cable)
-        for n in 1 2; do begin vde_switch -s "$work/v$n" -tap tap$n; until_ok [ -S "$work/v$n/ctl" ]; done
-        begin dpipe vde_plug "$work/v1" = vde_plug "$work/v2" ;;
+        for n in 1 2; do begin sh -c "sleep 1000 | vde_switch -s $work/v$n -tap tap$n"; until_ok [ -S "$work/v$n/ctl" ]; done
+        # It makes a process group of its own, which the leader of a session cannot; it goes with the switches.
+        begin sh -c "dpipe vde_plug $work/v1 = vde_plug $work/v2; true" ;;
     stream)
         qemus "stream,server=on,addr.type=unix,addr.path=$work/s" "stream,server=off,addr.type=unix,addr.path=$work/s" ;;
     dgram)
@@ -116,11 +121,18 @@ measure() {
     done
     in2() { nsenter --net="/proc/$host2/ns/net" "$@"; }
     begin nsenter --net="/proc/$host1/ns/net" iperf3 -s
-    until_ok in2 ping -c 1 -W 1 10.0.0.1
+    until_ok in2 ping -c 1 -W 0.2 10.0.0.1
     rtt=$(in2 ping -q -i 0.002 -c 200 10.0.0.1 | sed -n 's|^rtt.* = [^/]*/\([^/]*\)/.*|\1|p')
-    until_ok in2 iperf3 -c 10.0.0.1 -n 1K
-    rate=$(in2 iperf3 -c 10.0.0.1 -t "$seconds" -f m | awk '/receiver/ {for (i = 1; i < NF; i++) if ($(i + 1) ~ /bits/) print $i}')
+    # The server may not be there yet.
+    rate=
+    for _ in $(seq 50); do
+        rate=$(in2 iperf3 -c 10.0.0.1 -t "$seconds" -f m |
+            awk '/receiver/ {for (i = 1; i < NF; i++) if ($(i + 1) ~ /bits/) print $i}')
+        [ -z "$rate" ] || break
+        sleep 0.1
+    done
     [ -n "$rate" ] || fail "$1 $2: no rate"
+    echo "carriers.sh: $1 $2: $rate Mbit/s, ${rtt:-0} ms" >&3
     echo "$rate ${rtt:-0}" >>"$work/$1-$2"
     # The taps go with their namespaces.
     end
