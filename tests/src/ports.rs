@@ -248,7 +248,7 @@ pub fn exchange_after(
         "{1}ip addr add 10.0.0.1/24 dev {0}; ip link set {0} mtu {mtu} up\n\
          echo INTERFACE-UP; until [ -e /mnt/go-on ]; do sleep 0.1; done\n\
          until ping -c 1 -w 1 10.0.0.2; do true; done\n\
-         ping -c 3 -w 10 -s {size} 10.0.0.2\n\
+         until ping -c 3 -w 10 -s {size} 10.0.0.2 > /tmp/pings; cat /tmp/pings; grep -q '3 packets received' /tmp/pings; do true; done\n\
          nc 10.0.0.2 5000 < /mnt/bulk; echo SENT\n\
          sleep 100",
         interface(a),
