@@ -229,6 +229,20 @@ fn killed_clients_of_every_kind_leave_nothing_in_the_daemon() {
             .unwrap()
             .count()
     };
+    let watches_a_process = |entry: std::io::Result<fs::DirEntry>| {
+        entry
+            .and_then(|entry| fs::read_link(entry.path()))
+            .is_ok_and(|target| target.to_string_lossy().contains("pidfd"))
+    };
+    let watched = || {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", switchd.pid())).unwrap();
+        descriptors
+            .map(watches_a_process)
+            .filter(|&watches| watches)
+            .count()
+    };
+    // A client has its answer before its process is watched.
+    wait::until_true("the clients are watched", || watched() == ports.len());
     // The connections of `domain show` come and go.
     let before = (descriptors(), threads());
     let into = file(&switchd, "x.pcapng");
