@@ -89,6 +89,9 @@ fn is_gone(pid: Pid) -> bool {
     stat.is_empty() || stat.contains(") Z ")
 }
 
+/// How long a domain is without an uplink whose program has been killed.
+const LONGEST_RETURN: Duration = Duration::from_secs(2);
+
 /// Fetches a page from outside the host; `None` if nobody answers.
 fn fetch_port(net: &Net, port: u16) -> Option<String> {
     use std::io::{Read as _, Write as _};
@@ -132,17 +135,23 @@ fn a_machine_on_nat_is_on_the_internet_whoever_carries_it() {
             .success()
     );
 
-    // Killed, it is back, and the machine notices nothing but a pause.
-    let begun = Instant::now();
-    kill(slirp, Signal::SIGKILL).expect("it runs");
-    let mut back = None;
-    wait_for("another slirp4netns", || {
-        back = user.uplink("nat").filter(|(_, pid)| *pid != slirp);
-        back.is_some()
+    // Killed, it is back within two seconds, and the machine notices nothing but a pause.
+    let (mut row, mut slirp) = (row, slirp);
+    let promised = (1..=5).any(|attempt| {
+        let begun = Instant::now();
+        kill(slirp, Signal::SIGKILL).expect("it runs");
+        wait_for("another slirp4netns", || {
+            let back = user.uplink("nat").filter(|(_, pid)| *pid != slirp);
+            back.map(|back| (row, slirp) = back).is_some()
+        });
+        let pause = begun.elapsed();
+        eprintln!("slirp4netns is back after {pause:?}");
+        user.wait_for_page();
+        // A machine that is busy with other things has further attempts, although the pause doubles with each.
+        assert!(attempt < 5 || pause < LONGEST_RETURN, "never back in time");
+        pause < LONGEST_RETURN
     });
-    eprintln!("slirp4netns is back after {:?}", begun.elapsed());
-    let (row, slirp) = back.expect("it is back");
-    user.wait_for_page();
+    assert!(promised);
     assert!(
         user.switchd_fails("port add nat --uplink", 1)
             .contains("has an uplink already")
@@ -188,6 +197,49 @@ fn a_machine_on_nat_is_on_the_internet_whoever_carries_it() {
     // The uplink goes with the domain's last machine.
     user.home.ok("vhalt", ["pc1"]);
     wait_for("passt to end", || is_gone(passt));
+    user.home.assert_nothing_left();
+}
+
+#[test]
+fn plugged_commands_are_on_the_internet() {
+    let world = World::new();
+    let _names = name_server(&world.internet, &world.host);
+    let user = User {
+        home: Home::of_ordinary_user().inside(&world.host),
+    };
+    let hubs = user.hubs();
+    let mut daemon = Process::start(user.home.command("switchd").arg("--dir").arg(&hubs).arg("run"));
+    wait_for("switchd", || hubs.join("switchd.sock").exists());
+    user.switchd_ok("domain add A");
+    user.switchd_ok("port add A --uplink --ipv6 --publish tcp:8082:10.0.2.15:80");
+    let www = user.home.path().join("www");
+    fs::create_dir(&www).expect("the home is ours");
+    fs::write(www.join("index.html"), "a plugged page\n").expect("the home is ours");
+    // The first to ask gets the first address, to which the port leads.
+    let mut server = user.home.command("vplug");
+    server.args(["A", "--dhcp", "--", "busybox", "httpd", "-f", "-p", "80", "-h"]);
+    let mut server = Process::start(server.arg(&www));
+    wait_for("the plugged page", || {
+        fetch_port(&world.internet, 8082).as_deref() == Some("a plugged page\n")
+    });
+    let said = user.home.ok(
+        "vplug",
+        ["A", "--dhcp", "--", "sh", "-c", &fetch("server.test/80")],
+    );
+    assert!(said.ends_with(PAGE), "{said}");
+    // IPv6 by router advertisements.
+    let script = format!(
+        "timeout 60 sh -c 'until ip -6 -o addr show dev eth0 scope global | grep -q fd00: && ip -6 route show default | grep -q via; \
+         do :; done'; for i in 1 2 3 4 5; do {} && break; done",
+        fetch("2001:db8::1/80")
+    );
+    let said = user.home.ok("vplug", ["A", "--dhcp", "--", "sh", "-c", &script]);
+    assert!(said.ends_with(PAGE), "{said}");
+    server.signal(Signal::SIGTERM);
+    server.wait();
+    user.switchd_ok("stop");
+    daemon.wait();
+    fs::remove_dir_all(&www).expect("the home is ours");
     user.home.assert_nothing_left();
 }
 
