@@ -1,13 +1,14 @@
 #!/bin/bash
 # TCP between two network namespaces that are joined by two taps at switchd, by two taps at Debian's vde_switch
-# (vde_plug2tap), or by the host's own bridge (veth: nothing need hold a tap there), in turns:
+# (vde_plug2tap), by veth pairs whose other ends are interfaces of switchd's (nic), or by the host's own bridge with such
+# pairs (nothing need hold a tap there), in turns:
 # bench/taps.sh [SECONDS [ROUNDS [KIND...]]]
 # Needs root, for a network namespace with all of that in it. SWITCHD names the program, WITHOUT what it is to do without.
 set -eu
 if [ -z "${INSIDE:-}" ]; then INSIDE=1 exec unshare --net --mount --kill-child "$BASH" "$0" "$@"; fi
 seconds=${1:-3} rounds=${2:-5}
 shift $(($# < 2 ? $# : 2))
-[ $# -gt 0 ] || set -- vde_switch switchd bridge
+[ $# -gt 0 ] || set -- vde_switch switchd nic bridge
 switchd=${SWITCHD:-target/release/switchd}
 work=$(mktemp -d)
 mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns
@@ -31,13 +32,16 @@ measure() {
     case $kind in
     bridge) ip link add br0 type bridge; ip link set br0 up ;;
     vde_switch) begin vde_switch -s "$dir/vde"; await test -S "$dir/vde/ctl" ;;
-    switchd) begin "$switchd" --dir "$dir/h" run ${WITHOUT:+--without "$WITHOUT"}; await "$switchd" --dir "$dir/h" domain add A --mode switch ;;
-    *) echo "taps.sh: no kind '$kind': vde_switch, switchd or bridge" >&2; exit 2 ;;
+    switchd | nic) begin "$switchd" --dir "$dir/h" run ${WITHOUT:+--without "$WITHOUT"}; await "$switchd" --dir "$dir/h" domain add A --mode switch ;;
+    *) echo "taps.sh: no kind '$kind': vde_switch, switchd, nic or bridge" >&2; exit 2 ;;
     esac
     for n in 1 2; do
         case $kind in
         bridge)
             ip link add t$n netns n$n type veth peer name p$n; ip link set p$n master br0 up ;;
+        nic)
+            ip link add t$n netns n$n type veth peer name p$n; ip link set p$n up
+            "$switchd" --dir "$dir/h" port add A --nic p$n --promisc >/dev/null ;;
         vde_switch)
             begin ip netns exec n$n vde_plug2tap -s "$dir/vde" t$n; await ip -n n$n link show t$n ;;
         switchd)
