@@ -230,7 +230,7 @@ fn plugged_commands_are_on_the_internet() {
     // IPv6 by router advertisements.
     let script = format!(
         "timeout 60 sh -c 'until ip -6 -o addr show dev eth0 scope global | grep -q fd00: && ip -6 route show default | grep -q via; \
-         do :; done'; for i in 1 2 3 4 5; do {} && break; done",
+         do sleep 0.2; done'; for i in 1 2 3 4 5; do {} && break; done",
         fetch("2001:db8::1/80")
     );
     let said = user.home.ok("vplug", ["A", "--dhcp", "--", "sh", "-c", &script]);
