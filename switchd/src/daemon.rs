@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use proto::ctl::{DomainSpec, NewPort};
@@ -35,7 +35,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     // What is made from here on is this user's alone.
     umask(Mode::from_bits_truncate(0o077));
-    raise_descriptor_limit();
+    reserve_descriptors();
     let directory = prepare(&config.directory)?;
     let _lock = lock(&directory)?;
     // Sockets need no right to execute; the one kind of directory made from here on gets it on its own.
@@ -228,11 +228,24 @@ fn lock(directory: &Path) -> anyhow::Result<Flock<File>> {
     }
 }
 
-/// A port takes three descriptors: data socket, control connection, its peer's process.
-pub(crate) fn raise_descriptor_limit() {
+/// Descriptors there is room for from the start: thousands of domains and their ports.
+const DESCRIPTORS: i32 = 65_536;
+
+/// Makes room for many descriptors: a port takes three (data socket, control connection, its peer's process).
+///
+/// To be called before there are threads. The kernel has a table of descriptors grow by doubling, and where threads
+/// share it, whoever opens the next file waits for all processors to pass a quiescent state (expand_fdtable in
+/// fs/file.c): while the workers keep them busy, that has taken the control side more than ten seconds.
+pub(crate) fn reserve_descriptors() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    let limit = raised.unwrap_or_else(|error| {
         tracing::warn!("cannot raise the limit of open files: {error}");
+        0
+    });
+    let last = i32::try_from(limit).unwrap_or(i32::MAX).min(DESCRIPTORS) - 1;
+    // The table grows for the highest number, and never shrinks.
+    if let Ok(highest) = fcntl(std::io::stderr(), FcntlArg::F_DUPFD_CLOEXEC(last)) {
+        let _ = nix::unistd::close(highest);
     }
 }

@@ -23,7 +23,7 @@ use crate::control::compat;
 use crate::control::domain::Sockets;
 use crate::control::listeners::cannot_listen;
 use crate::control::registry::{Admission, Registry};
-use crate::daemon::{raise_descriptor_limit, start_workers};
+use crate::daemon::{reserve_descriptors, start_workers};
 use crate::datapath::port::{Identity, Link};
 use crate::datapath::tap;
 use crate::datapath::{Common, NewPort};
@@ -106,7 +106,6 @@ fn parse(arguments: Vec<String>) -> Result<Options, String> {
 }
 
 fn run(mut options: Options) -> anyhow::Result<()> {
-    raise_descriptor_limit();
     // The paths hold after -daemon has changed the directory, so that the sockets are removed at the end.
     options.control = std::path::absolute(&options.control)?;
     options.data = std::path::absolute(&options.data)?;
@@ -123,6 +122,7 @@ fn run(mut options: Options) -> anyhow::Result<()> {
     if options.daemon {
         nix::unistd::daemon(false, true).context("cannot go into the background")?;
     }
+    reserve_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -57,3 +57,17 @@ fn a_thousand_domains_with_two_ports_each_pass_a_frame_each() {
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert!(switchd.files().is_empty());
 }
+
+/// A table that grows while threads share it keeps whoever opens a file waiting for all processors.
+#[test]
+fn there_is_room_for_descriptors_from_the_start() {
+    let switchd = Switchd::with_domain(&["A"]);
+    let read = |file: &str, key: &str| -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/{file}", switchd.pid())).expect("it runs");
+        let line = text.lines().find(|line| line.starts_with(key)).expect("the line");
+        let number = line.split_whitespace().find_map(|word| word.parse().ok());
+        number.expect("a number")
+    };
+    let limit = read("limits", "Max open files");
+    assert!(read("status", "FDSize") >= limit.min(65_536));
+}
