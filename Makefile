@@ -38,9 +38,8 @@ test: setup
 bench: setup
 	$(CARGO) build --release -p bench -p switchd -p vstart
 	mkdir -p target/bench
-	target/release/hubbench --patience 2 --many-domains 1000 --converge 8 --json \
+	target/release/hubbench --patience 2 --many-domains 1000 --converge 8 --busy-domains --json \
 	    --readme bench/README.md >target/bench/hubbench.json
-	-target/release/hubbench --only none --round-trips 0 --queue-length 0 --busy-domains >target/bench/busy.md
 	target/release/guestbench --rounds 5 --readme bench/README.md
 	BIN=target/release bench/gains.sh 1 5 >target/bench/gains.md
 	@if [ "$$(id -u)" = 0 ]; then \
