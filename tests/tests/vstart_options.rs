@@ -612,3 +612,46 @@ fn consoles_in_tmux_and_in_a_window_work() {
     }
     home.assert_nothing_left();
 }
+
+#[test]
+fn long_spellings_do_what_the_short_ones_do() {
+    let home = Home::new();
+    model::make(&home.path());
+    for (short, long) in [
+        (&["-k", "/bin/linux.uml"][..], &["--kernel=/bin/linux.uml"][..]),
+        (&["-M", "100"], &["--mem=100"]),
+        (&["-H"], &["--no-hosthome"]),
+        (&["-m", "model"], &["--model-fs=model"]),
+        (
+            &["-m", "model", "-f", "mine"],
+            &["--model-fs=model", "--filesystem=mine"],
+        ),
+        (&["-m", "model", "-W"], &["--model-fs=model", "--no-cow"]),
+        (&["-m", "model", "-D"], &["--model-fs=model", "--hide-disk-file"]),
+        (&["-e", "date"], &["--exec=date"]),
+        (&["-l", "/srv"], &["--hostlab=/srv"]),
+        (&["-w", "/srv"], &["--hostwd=/srv"]),
+        (&["-F"], &["--foreground"]),
+        (&["-q"], &["--quiet"]),
+        (&["-v"], &["--verbose"]),
+    ] {
+        let print = |options: &[&str]| home.ok("vstart", [&["pc1", "-p", "--eth0=A"], options].concat());
+        let plain = print(&[]);
+        assert_eq!(print(short), print(long), "{long:?}");
+        let says_more = ["-F", "-q", "-v"].contains(&short[0]);
+        assert!(says_more || print(short) != plain, "{short:?} changes nothing");
+    }
+    fs::remove_file(home.path().join("model")).unwrap();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn a_single_user_starts_without_start_up_commands() {
+    let home = Home::new();
+    home.ok("vstart", ["pc1", "--single-user", "-e", "touch /run/started"]);
+    let line = home.ok("vexec", ["pc1", "cat", "/proc/cmdline"]);
+    assert!(line.split_whitespace().any(|word| word == "single"), "{line}");
+    home.ok("vexec", ["pc1", "test", "!", "-e", "/run/started"]);
+    home.ok("vhalt", ["pc1"]);
+    home.assert_nothing_left();
+}
