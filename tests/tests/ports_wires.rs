@@ -141,6 +141,25 @@ fn l2tpv3_over_ipv6() {
     );
 }
 
+/// Two addresses for what has no ports.
+fn two_addresses(host: &Host) {
+    host.net
+        .script("ip addr add fd00::1/128 dev lo nodad; ip addr add fd00::2/128 dev lo nodad");
+}
+
+#[test]
+fn guests_over_ipv6_alone() {
+    let host = Host::start(&["A"]);
+    two_addresses(&host);
+    host.attach("A --l2tpv3 fd00::2,fd00::1 --tx-session 1 --rx-session 2")
+        .ok();
+    host.exchange("vec0:transport=l2tpv3,v6=1,src=fd00::1,dst=fd00::2,tx_session=2,rx_session=1");
+    let host = Host::start(&["A"]);
+    two_addresses(&host);
+    host.attach("A --gre fd00::2,fd00::1 --tx-key 1 --rx-key 2").ok();
+    host.exchange("vec0:transport=gre,v6=1,src=fd00::1,dst=fd00::2,tx_key=2,rx_key=1");
+}
+
 #[test]
 fn gre_with_key_and_sequence() {
     let host = Host::start(&["A"]);
@@ -152,8 +171,7 @@ fn gre_with_key_and_sequence() {
 #[test]
 fn gre_over_ipv6_without_anything() {
     let host = Host::start(&["A", "B"]);
-    host.net
-        .script("ip addr add fd00::1/128 dev lo nodad; ip addr add fd00::2/128 dev lo nodad");
+    two_addresses(&host);
     host.attach("A --gre fd00::1,fd00::2").ok();
     host.attach("B --gre fd00::2,fd00::1").ok();
     host.exchange_between("A", "B");
@@ -175,6 +193,13 @@ fn a_multicast_group_is_one_hub() {
     // The switch of B hears both of them, that of A only the guest.
     assert!(b.rx_frames > a.rx_frames && b.tx_frames == 0, "{a:?} {b:?}");
     assert!(!b.drops.contains_key("malformed") && b.rx_frames <= a.rx_frames + a.tx_frames);
+}
+
+#[test]
+fn unicast_datagrams_of_a_guest() {
+    let host = Host::start(&["A"]);
+    host.attach("A --udp 127.0.0.1:1103,127.0.0.1:1104").ok();
+    host.exchange("eth0=ucast,,127.0.0.1,1104,1103");
 }
 
 #[test]
