@@ -15,6 +15,8 @@ mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns
 cleanup() {
     for group in ${groups:-}; do kill -9 -- "-$group" 2>/dev/null || true; done
     groups=
+    # A namespace's own devices go some time after it.
+    for n in 1 2; do ip link del p$n 2>/dev/null || true; done
     ip netns del n1 2>/dev/null || true; ip netns del n2 2>/dev/null || true; ip link del br0 2>/dev/null || true
 }
 trap 'cleanup; rm -rf "$work"' EXIT
