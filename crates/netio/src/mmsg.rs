@@ -45,101 +45,6 @@ impl Heads {
     }
 }
 
-/// The same as [`receive`] for frames that have headers in front.
-///
-/// # Errors
-/// As [`receive`].
-pub fn receive_behind(socket: BorrowedFd<'_>, batch: &mut Batch, heads: &mut Heads) -> io::Result<usize> {
-    batch.clear();
-    let mut parts = [[EMPTY_IOVEC; 2]; BATCH_FRAMES];
-    let mut count = 0;
-    for ((pair, head), buffer) in parts.iter_mut().zip(&mut heads.bytes).zip(batch.buffers_mut()) {
-        *pair = [
-            libc::iovec {
-                iov_base: head.as_mut_ptr().cast(),
-                iov_len: heads.len,
-            },
-            libc::iovec {
-                iov_base: buffer.as_mut_ptr().cast(),
-                iov_len: buffer.len(),
-            },
-        ];
-        count += 1;
-    }
-    let mut headers = [EMPTY_HEADER; BATCH_FRAMES];
-    for (header, pair) in headers.iter_mut().zip(&mut parts[..count]) {
-        header.msg_hdr.msg_iov = pair.as_mut_ptr();
-        header.msg_hdr.msg_iovlen = pair.len();
-    }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
-    // SAFETY: the first `count` headers each point at two iovecs of `parts`, one over `len` bytes of an element of
-    // `heads`, which has as many, and one over a whole buffer of `batch`; both are borrowed mutably and disjoint, and
-    // all of them outlive the call. No names, no ancillary data, no time-out.
-    let received = retry_eintr(|| unsafe {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        count_of(libc::recvmmsg(
-            socket.as_raw_fd(),
-            headers.as_mut_ptr(),
-            count,
-            flags,
-            std::ptr::null_mut(),
-        ))
-    })?;
-    for (total, header) in heads.totals.iter_mut().zip(&headers[..received]) {
-        *total = header.msg_len as usize;
-    }
-    let len = heads.len;
-    batch.filled(
-        heads.totals[..received]
-            .iter()
-            .map(|total| total.saturating_sub(len)),
-    );
-    Ok(received)
-}
-
-/// The same as [`send`] for frames that have headers in front: that of the first frame is the first of `heads`.
-///
-/// # Errors
-/// As [`send`].
-pub fn send_behind(socket: BorrowedFd<'_>, batch: &Batch, set: FrameSet, heads: &Heads) -> io::Result<usize> {
-    let mut parts = [[EMPTY_IOVEC; 2]; BATCH_FRAMES];
-    let mut headers = [EMPTY_HEADER; BATCH_FRAMES];
-    let mut count = 0;
-    for ((pair, header), (head, index)) in parts
-        .iter_mut()
-        .zip(&mut headers)
-        .zip(heads.bytes.iter().zip(set.iter()))
-    {
-        let frame = batch.frame(index);
-        *pair = [
-            libc::iovec {
-                iov_base: head.as_ptr().cast_mut().cast(),
-                iov_len: heads.len,
-            },
-            libc::iovec {
-                iov_base: frame.as_ptr().cast_mut().cast(),
-                iov_len: frame.len(),
-            },
-        ];
-        header.msg_hdr.msg_iov = pair.as_mut_ptr();
-        header.msg_hdr.msg_iovlen = pair.len();
-        count += 1;
-    }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the first `count` headers each point at two iovecs of `parts`, one over `len` bytes of an element of
-    // `heads`, which has as many, and one over a frame of `batch`, all of which sending only reads; all of them outlive
-    // the call. No names, no ancillary data.
-    retry_eintr(|| unsafe {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        count_of(libc::sendmmsg(
-            socket.as_raw_fd(),
-            headers.as_mut_ptr(),
-            count,
-            flags,
-        ))
-    })
-}
-
 /// Receives as many frames as are there, at most a batch. Never waits.
 ///
 /// The batch then holds exactly the frames received; fewer than its capacity mean that the socket is drained. A frame
@@ -149,34 +54,38 @@ pub fn send_behind(socket: BorrowedFd<'_>, batch: &Batch, set: FrameSet, heads: 
 /// As recvmmsg(2); `WouldBlock` if there is nothing.
 pub fn receive(socket: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<usize> {
     batch.clear();
-    let mut buffers = [EMPTY_IOVEC; BATCH_FRAMES];
+    let mut parts = [[EMPTY_IOVEC]; BATCH_FRAMES];
     let mut count = 0;
-    for (iovec, buffer) in buffers.iter_mut().zip(batch.buffers_mut()) {
-        *iovec = libc::iovec {
-            iov_base: buffer.as_mut_ptr().cast(),
-            iov_len: buffer.len(),
-        };
+    for (part, buffer) in parts.iter_mut().zip(batch.buffers_mut()) {
+        *part = [iovec(buffer)];
         count += 1;
     }
-    let mut headers = [EMPTY_HEADER; BATCH_FRAMES];
-    for (header, iovec) in headers.iter_mut().zip(&mut buffers[..count]) {
-        header.msg_hdr.msg_iov = iovec;
-        header.msg_hdr.msg_iovlen = 1;
+    let mut messages = messages(&mut parts[..count]);
+    // SAFETY: each message points at one whole buffer of `batch`, borrowed mutably and disjoint.
+    let received = unsafe { receive_messages(socket, &mut messages[..count]) }?;
+    batch.filled(lengths(&messages[..received], 0));
+    Ok(received)
+}
+
+/// The same as [`receive`] for frames that have headers in front.
+///
+/// # Errors
+/// As [`receive`].
+pub fn receive_behind(socket: BorrowedFd<'_>, batch: &mut Batch, heads: &mut Heads) -> io::Result<usize> {
+    batch.clear();
+    let mut parts = [[EMPTY_IOVEC; 2]; BATCH_FRAMES];
+    let mut count = 0;
+    for ((part, head), buffer) in parts.iter_mut().zip(&mut heads.bytes).zip(batch.buffers_mut()) {
+        *part = [iovec(&mut head[..heads.len]), iovec(buffer)];
+        count += 1;
     }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
-    // SAFETY: the first `count` headers each point at one iovec of `buffers`, and that at a whole buffer of `batch`,
-    // borrowed mutably and disjoint; all of them outlive the call. No names, no ancillary data, no time-out.
-    let received = retry_eintr(|| unsafe {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        count_of(libc::recvmmsg(
-            socket.as_raw_fd(),
-            headers.as_mut_ptr(),
-            count,
-            flags,
-            std::ptr::null_mut(),
-        ))
-    })?;
-    batch.filled(headers[..received].iter().map(|header| header.msg_len as usize));
+    let mut messages = messages(&mut parts[..count]);
+    // SAFETY: each message points at an element of `heads` and a whole buffer of `batch`, borrowed mutably and disjoint.
+    let received = unsafe { receive_messages(socket, &mut messages[..count]) }?;
+    for (total, length) in heads.totals.iter_mut().zip(lengths(&messages[..received], 0)) {
+        *total = length;
+    }
+    batch.filled(lengths(&messages[..received], heads.len));
     Ok(received)
 }
 
@@ -186,45 +95,119 @@ pub fn receive(socket: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<usize> {
 /// # Errors
 /// As sendmmsg(2) for the first frame; `WouldBlock` if there is no room for it.
 pub fn send(socket: BorrowedFd<'_>, batch: &Batch, set: FrameSet) -> io::Result<usize> {
-    let mut buffers = [EMPTY_IOVEC; BATCH_FRAMES];
-    let mut headers = [EMPTY_HEADER; BATCH_FRAMES];
+    let mut parts = [[EMPTY_IOVEC]; BATCH_FRAMES];
     let mut count = 0;
-    for index in set.iter() {
-        let frame = batch.frame(index);
-        buffers[count] = libc::iovec {
-            iov_base: frame.as_ptr().cast_mut().cast(),
-            iov_len: frame.len(),
-        };
-        headers[count].msg_hdr.msg_iov = &raw mut buffers[count];
-        headers[count].msg_hdr.msg_iovlen = 1;
+    for (part, index) in parts.iter_mut().zip(set.iter()) {
+        *part = [constant(batch.frame(index))];
         count += 1;
     }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the first `count` headers each point at one iovec of `buffers`, and that at a frame of `batch`, which
-    // sending only reads; all of them outlive the call. No names, no ancillary data.
+    let mut messages = messages(&mut parts[..count]);
+    // SAFETY: each message points at a frame of `batch`, borrowed as long as the call lasts.
+    unsafe { send_messages(socket, &mut messages[..count]) }
+}
+
+/// The same as [`send`] for frames that have headers in front: that of the first frame is the first of `heads`.
+///
+/// # Errors
+/// As [`send`].
+pub fn send_behind(socket: BorrowedFd<'_>, batch: &Batch, set: FrameSet, heads: &Heads) -> io::Result<usize> {
+    let mut parts = [[EMPTY_IOVEC; 2]; BATCH_FRAMES];
+    let mut count = 0;
+    for ((part, head), index) in parts.iter_mut().zip(&heads.bytes).zip(set.iter()) {
+        *part = [constant(&head[..heads.len]), constant(batch.frame(index))];
+        count += 1;
+    }
+    let mut messages = messages(&mut parts[..count]);
+    // SAFETY: each message points at an element of `heads` and a frame of `batch`, borrowed as long as the call lasts.
+    unsafe { send_messages(socket, &mut messages[..count]) }
+}
+
+/// A part of a message that is received into.
+pub(crate) fn iovec(bytes: &mut [u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    }
+}
+
+/// A part of a message that is only sent.
+pub(crate) fn constant(bytes: &[u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    }
+}
+
+/// A part without bytes.
+pub(crate) const EMPTY_IOVEC: libc::iovec = libc::iovec {
+    iov_base: std::ptr::null_mut(),
+    iov_len: 0,
+};
+
+/// Messages of these parts, without names and ancillary data. They point at `parts`.
+pub(crate) fn messages<const N: usize>(parts: &mut [[libc::iovec; N]]) -> [libc::mmsghdr; BATCH_FRAMES] {
+    let mut messages = [EMPTY_MESSAGE; BATCH_FRAMES];
+    for (message, part) in messages.iter_mut().zip(parts) {
+        message.msg_hdr.msg_iov = part.as_mut_ptr();
+        message.msg_hdr.msg_iovlen = N;
+    }
+    messages
+}
+
+/// Bytes of received messages behind so many of a header.
+pub(crate) fn lengths(messages: &[libc::mmsghdr], header: usize) -> impl Iterator<Item = usize> {
+    let lengths = messages.iter().map(|message| message.msg_len as usize);
+    lengths.map(move |length| length.saturating_sub(header))
+}
+
+/// Receives as many messages as are there. Never waits.
+///
+/// # Safety
+/// All that the messages point at outlives the call, and nobody else has it.
+pub(crate) unsafe fn receive_messages(
+    socket: BorrowedFd<'_>,
+    messages: &mut [libc::mmsghdr],
+) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    // SAFETY: as the caller says; there are as many messages as are passed, and no time-out.
     retry_eintr(|| unsafe {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        count_of(libc::recvmmsg(
+            socket.as_raw_fd(),
+            messages.as_mut_ptr(),
+            u32::try_from(messages.len()).unwrap_or(u32::MAX),
+            flags,
+            std::ptr::null_mut(),
+        ))
+    })
+}
+
+/// Sends messages up to the first that is refused. Never waits.
+///
+/// # Safety
+/// All that the messages point at outlives the call, and nobody changes it meanwhile.
+pub(crate) unsafe fn send_messages(
+    socket: BorrowedFd<'_>,
+    messages: &mut [libc::mmsghdr],
+) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: as the caller says; there are as many messages as are passed.
+    retry_eintr(|| unsafe {
         count_of(libc::sendmmsg(
             socket.as_raw_fd(),
-            headers.as_mut_ptr(),
-            count,
+            messages.as_mut_ptr(),
+            u32::try_from(messages.len()).unwrap_or(u32::MAX),
             flags,
         ))
     })
 }
 
-const EMPTY_IOVEC: libc::iovec = libc::iovec {
-    iov_base: std::ptr::null_mut(),
-    iov_len: 0,
-};
-
 /// All pointers null and all lengths zero.
-const EMPTY_HEADER: libc::mmsghdr = {
+const EMPTY_MESSAGE: libc::mmsghdr = {
     // SAFETY: mmsghdr consists of integers and raw pointers, for which all zeros is a value.
     unsafe { MaybeUninit::zeroed().assume_init() }
 };
 
-fn count_of(result: libc::c_int) -> io::Result<usize> {
+pub(crate) fn count_of(result: libc::c_int) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 

@@ -4,13 +4,14 @@
 //! what it hands over and says so beside the frame.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use fabric::offload::VNET_HEADER_BYTES;
 use fabric::{BATCH_FRAMES, Batch, FrameSet, Instruction};
 
-use crate::retry_eintr;
+use crate::mmsg::{
+    EMPTY_IOVEC, constant, count_of, iovec, lengths, messages, receive_messages, send_messages,
+};
 
 /// How a socket is opened.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -220,36 +221,23 @@ pub fn receive(
     batch.clear();
     let mut parts = [[EMPTY_IOVEC; 2]; BATCH_FRAMES];
     let mut count = 0;
-    for ((parts, buffer), aside) in parts.iter_mut().zip(batch.buffers_mut()).zip(asides.iter_mut()) {
-        *parts = [iovec(&mut aside.header), iovec(buffer)];
+    for ((part, buffer), aside) in parts.iter_mut().zip(batch.buffers_mut()).zip(asides.iter_mut()) {
+        *part = [iovec(&mut aside.header), iovec(buffer)];
         count += 1;
     }
     let mut controls = [Controls::EMPTY; BATCH_FRAMES];
-    let mut messages = [EMPTY_MESSAGE; BATCH_FRAMES];
-    for ((message, parts), control) in messages.iter_mut().zip(&mut parts[..count]).zip(&mut controls) {
-        message.msg_hdr.msg_iov = parts.as_mut_ptr();
-        message.msg_hdr.msg_iovlen = 2;
+    let mut messages = messages(&mut parts[..count]);
+    for (message, control) in messages.iter_mut().zip(&mut controls) {
         message.msg_hdr.msg_control = (&raw mut *control).cast();
         message.msg_hdr.msg_controllen = CONTROL_BYTES;
     }
-    // SAFETY: the first `count` messages each point at two iovecs (one header of `asides`, one whole buffer of `batch`,
-    // borrowed mutably and disjoint) and at one aligned control buffer with its size; all of them outlive the call.
-    let received = retry_eintr(|| unsafe {
-        count_of(libc::recvmmsg(
-            socket.as_raw_fd(),
-            messages.as_mut_ptr(),
-            u32::try_from(count).unwrap_or(u32::MAX),
-            libc::MSG_DONTWAIT | libc::MSG_TRUNC,
-            std::ptr::null_mut(),
-        ))
-    })?;
+    // SAFETY: each message points at a header of `asides`, a whole buffer of `batch` and an aligned control buffer of the
+    // size it says, all borrowed mutably and disjoint.
+    let received = unsafe { receive_messages(socket, &mut messages[..count]) }?;
     for ((aside, message), control) in asides.iter_mut().zip(&messages[..received]).zip(&controls) {
         control.read(message.msg_hdr.msg_controllen, aside);
     }
-    let lengths = messages[..received]
-        .iter()
-        .map(|message| (message.msg_len as usize).saturating_sub(VNET_HEADER_BYTES));
-    batch.filled(lengths);
+    batch.filled(lengths(&messages[..received], VNET_HEADER_BYTES));
     Ok(received)
 }
 
@@ -260,37 +248,20 @@ pub fn receive(
 /// As sendmmsg(2) for the first frame.
 pub fn send(socket: BorrowedFd<'_>, batch: &Batch, set: FrameSet, tag: Option<[u8; 4]>) -> io::Result<usize> {
     let mut headers = [[0; VNET_HEADER_BYTES]; BATCH_FRAMES];
-    let mut tag = tag;
     let shift = tag.map_or(0, |_| 4);
-    let tag = tag.as_mut().map_or(EMPTY_IOVEC, |tag| iovec(tag));
+    let tag = tag.as_ref().map_or(EMPTY_IOVEC, |tag| constant(tag));
     let mut parts = [[EMPTY_IOVEC; 4]; BATCH_FRAMES];
-    let mut messages = [EMPTY_MESSAGE; BATCH_FRAMES];
     let mut count = 0;
-    for index in set.iter() {
-        let (addresses, rest) = batch
-            .frame(index)
-            .split_at(ADDRESSES.min(batch.frame(index).len()));
-        headers[count] = shifted(batch.work(index).header(), shift);
-        parts[count] = [
-            iovec(&mut headers[count]),
-            constant(addresses),
-            tag,
-            constant(rest),
-        ];
-        messages[count].msg_hdr.msg_iov = parts[count].as_mut_ptr();
-        messages[count].msg_hdr.msg_iovlen = 4;
+    for ((part, header), index) in parts.iter_mut().zip(&mut headers).zip(set.iter()) {
+        let frame = batch.frame(index);
+        let (addresses, rest) = frame.split_at(ADDRESSES.min(frame.len()));
+        *header = shifted(batch.work(index).header(), shift);
+        *part = [constant(header), constant(addresses), tag, constant(rest)];
         count += 1;
     }
-    // SAFETY: the first `count` messages each point at four iovecs: a header, two parts of a frame of `batch` and the tag,
-    // which sending only reads; all of them outlive the call. No names, no ancillary data.
-    retry_eintr(|| unsafe {
-        count_of(libc::sendmmsg(
-            socket.as_raw_fd(),
-            messages.as_mut_ptr(),
-            u32::try_from(count).unwrap_or(u32::MAX),
-            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-        ))
-    })
+    let mut messages = messages(&mut parts[..count]);
+    // SAFETY: each message points at a header, two parts of a frame of `batch` and the tag, which all outlive the call.
+    unsafe { send_messages(socket, &mut messages[..count]) }
 }
 
 /// Bytes of the two addresses in front of a frame.
@@ -390,35 +361,6 @@ fn size_of_u32<T>() -> u32 {
 fn check(result: libc::c_int) -> io::Result<()> {
     count_of(result).map(drop)
 }
-
-fn count_of(result: libc::c_int) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
-}
-
-fn iovec(bytes: &mut [u8]) -> libc::iovec {
-    libc::iovec {
-        iov_base: bytes.as_mut_ptr().cast(),
-        iov_len: bytes.len(),
-    }
-}
-
-fn constant(bytes: &[u8]) -> libc::iovec {
-    libc::iovec {
-        iov_base: bytes.as_ptr().cast_mut().cast(),
-        iov_len: bytes.len(),
-    }
-}
-
-const EMPTY_IOVEC: libc::iovec = libc::iovec {
-    iov_base: std::ptr::null_mut(),
-    iov_len: 0,
-};
-
-/// All pointers null and all lengths zero.
-const EMPTY_MESSAGE: libc::mmsghdr = {
-    // SAFETY: mmsghdr consists of integers and raw pointers, for which all zeros is a value.
-    unsafe { MaybeUninit::zeroed().assume_init() }
-};
 
 #[cfg(test)]
 mod tests {
