@@ -184,8 +184,8 @@ impl Device {
     /// # Errors
     /// If there is anything wrong with the ring.
     pub fn listen(&mut self, memory: &impl Memory) -> Result<bool, RingError> {
-        self.from_guest.ready(memory)?;
-        Ok(self.from_guest.listen(memory)? || self.from_guest.ready(memory)? > 0)
+        let waiting = self.from_guest.ready(memory)? > 0;
+        Ok(self.from_guest.listen(memory)? || waiting)
     }
 
     /// Sends frames of a batch to the guest, in order, as far as it has buffers for them. None of them must need more

@@ -55,11 +55,6 @@ impl Domain {
         let rx = port.link.rx(&mut parcel.batch);
         port.readable = matches!(rx, Rx::More);
         port.count_rx(&parcel.batch);
-        if let Link::Nic(link) | Link::Sniff(link) = &port.link {
-            port.counters
-                .drops
-                .add(DropReason::Overrun, link.overruns().into());
-        }
         if !self.guard.is_empty() {
             let ageing = self.fabric.settings().ageing;
             self.guard
@@ -492,7 +487,14 @@ impl Domain {
     pub(super) fn leave(&mut self, context: &mut Context) {
         let slot = self.slot;
         context.ready.retain(|&(domain, _)| domain != slot);
-        for ports in [&mut context.full, &mut context.roomy, &mut context.dead] {
+        let Context {
+            full,
+            roomy,
+            dead,
+            polled,
+            ..
+        } = context;
+        for ports in [full, roomy, dead, polled] {
             ports.retain(|&(domain, _)| domain != slot);
         }
         for (index, port) in self.ports.iter_mut().enumerate() {

@@ -1,7 +1,6 @@
 //! A network interface of the host, through a packet socket: long frames with unfinished checksums both ways, as with a
 //! tap. Such a port may be one VLAN of the interface, whose tags are put on and taken off here.
 
-use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -26,8 +25,8 @@ pub(crate) struct Link {
     /// The VLAN whose frames these are; they come and go without its tag here.
     vlan: Option<u16>,
     /// Frames the kernel has lost so far because its queue was full, and how many of them have been counted.
-    overruns: Cell<u32>,
-    counted: Cell<u32>,
+    overruns: u32,
+    counted: u32,
 }
 
 impl Link {
@@ -35,8 +34,8 @@ impl Link {
         Self {
             socket,
             vlan,
-            overruns: Cell::new(0),
-            counted: Cell::new(0),
+            overruns: 0,
+            counted: 0,
         }
     }
 
@@ -55,12 +54,12 @@ impl Link {
     }
 
     /// Frames the kernel has lost since the last call because its queue was full.
-    pub(crate) fn overruns(&self) -> u32 {
-        let total = self.overruns.get();
-        total.wrapping_sub(self.counted.replace(total))
+    pub(crate) fn overruns(&mut self) -> u32 {
+        self.overruns
+            .wrapping_sub(std::mem::replace(&mut self.counted, self.overruns))
     }
 
-    pub(crate) fn rx(&self, batch: &mut Batch) -> io::Result<usize> {
+    pub(crate) fn rx(&mut self, batch: &mut Batch) -> io::Result<usize> {
         let mut asides = [Aside::default(); BATCH_FRAMES];
         for _ in 0..MOST_REPORTS {
             match packet::receive(self.fd(), batch, &mut asides) {
@@ -85,7 +84,7 @@ impl Link {
     }
 
     /// Puts the tags where they belong, and says what comes with each frame.
-    fn settle(&self, batch: &mut Batch, asides: &mut [Aside]) {
+    fn settle(&mut self, batch: &mut Batch, asides: &mut [Aside]) {
         let mut lengths = [0; BATCH_FRAMES];
         let mut foreign = FrameSet::EMPTY;
         for (i, aside) in asides.iter_mut().enumerate() {
@@ -103,7 +102,7 @@ impl Link {
             };
             lengths[i] = lengths[i].saturating_add_signed(shift.into());
             aside.header = packet::shifted(aside.header, shift);
-            self.overruns.set(aside.overruns);
+            self.overruns = aside.overruns;
         }
         batch.filled(lengths[..asides.len()].iter().copied());
         for (i, aside) in asides.iter().enumerate() {

@@ -207,6 +207,14 @@ impl Link {
         }
     }
 
+    /// Frames lost before they could be received, since this was last asked.
+    fn overruns(&mut self) -> u64 {
+        match self {
+            Self::Nic(link) | Self::Sniff(link) => link.overruns().into(),
+            _ => 0,
+        }
+    }
+
     /// Fills the batch with what has arrived.
     pub(crate) fn rx(&mut self, batch: &mut Batch) -> Rx {
         let received = match self {
@@ -336,6 +344,7 @@ impl Port {
     pub(crate) fn count_rx(&mut self, batch: &Batch) {
         self.counters.rx_frames += batch.len() as u64;
         self.counters.rx_bytes += (0..batch.len()).map(|i| batch.wire_len(i) as u64).sum::<u64>();
+        self.counters.drops.add(DropReason::Overrun, self.link.overruns());
     }
 
     /// Drops frames that were to go out here, and leaves none.

@@ -6,7 +6,6 @@
 //! tx: frames ──writev──► socket                             of a frame that went out in part, the rest waits in `torn`
 //! ```
 
-use std::cell::RefCell;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -25,8 +24,8 @@ const INBOX: usize = 2 * (LONGEST_FRAME + PREFIX);
 /// A connected stream.
 pub(crate) struct Link {
     stream: UnixStream,
-    inbox: RefCell<Inbox>,
-    torn: RefCell<Torn>,
+    inbox: Inbox,
+    torn: Torn,
 }
 
 /// What has been read and is not a frame yet.
@@ -54,13 +53,13 @@ impl Link {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
-            inbox: RefCell::new(Inbox {
+            inbox: Inbox {
                 bytes: vec![0; INBOX].into_boxed_slice(),
                 from: 0,
                 to: 0,
                 ended: false,
-            }),
-            torn: RefCell::default(),
+            },
+            torn: Torn::default(),
         })
     }
 
@@ -69,8 +68,8 @@ impl Link {
     }
 
     /// Fills the batch. A full batch, or one as full as the count says, means that there may be more.
-    pub(crate) fn rx(&self, batch: &mut Batch) -> io::Result<usize> {
-        let mut inbox = self.inbox.borrow_mut();
+    pub(crate) fn rx(&mut self, batch: &mut Batch) -> io::Result<usize> {
+        let inbox = &mut self.inbox;
         batch.clear();
         loop {
             while let Some(frame) = inbox.next()? {
@@ -99,8 +98,8 @@ impl Link {
         }
     }
 
-    pub(crate) fn tx(&self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
-        let mut torn = self.torn.borrow_mut();
+    pub(crate) fn tx(&mut self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
+        let torn = &mut self.torn;
         if !torn.bytes.is_empty() {
             torn.mend(&self.stream)?;
             let first = frames.iter().next();
@@ -198,7 +197,7 @@ mod tests {
 
     #[test]
     fn frames_come_in_pieces_and_in_heaps() {
-        let (link, mut peer) = pair();
+        let (mut link, mut peer) = pair();
         let mut batch = Batch::new(1522, 8);
         for &byte in &framed(&[1; 60])[..63] {
             peer.write_all(&[byte]).unwrap();
@@ -224,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_length_out_of_range_ends_the_port() {
-        let (link, mut peer) = pair();
+        let (mut link, mut peer) = pair();
         peer.write_all(&u32::try_from(LONGEST_FRAME + 1).unwrap().to_be_bytes())
             .unwrap();
         let mut batch = Batch::new(1522, 8);
@@ -234,7 +233,7 @@ mod tests {
     #[test]
     fn a_torn_frame_arrives_whole_whether_it_is_waited_for_or_given_up() {
         for gives_up in [false, true] {
-            let (link, mut peer) = pair();
+            let (mut link, mut peer) = pair();
             let socket = socket2::SockRef::from(&link.stream);
             socket.set_send_buffer_size(4096).unwrap();
             let mut out = Batch::new(65_000, 64);

@@ -2,7 +2,6 @@
 //!
 //! Such a wire knows no connection: that nobody is at its other end drops frames, and never ends the port.
 
-use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -28,7 +27,7 @@ pub(crate) struct Link {
     /// Bytes before the tunnel's header in what is received.
     ip_header: usize,
     /// Frames sent so far.
-    sent: Cell<u32>,
+    sent: u32,
 }
 
 /// A socket for sending alone.
@@ -48,7 +47,7 @@ impl Link {
             outbound: None,
             tunnel: None,
             ip_header: 0,
-            sent: Cell::new(0),
+            sent: 0,
         }
     }
 
@@ -115,7 +114,7 @@ impl Link {
         Ok(count)
     }
 
-    pub(crate) fn tx(&self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
+    pub(crate) fn tx(&mut self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
         let sent = match self.send(batch, frames) {
             Err(error) if is_report(&error) => {
                 // It is about an earlier frame, or the other end is to be looked for again.
@@ -128,7 +127,7 @@ impl Link {
             false => error,
         })?;
         let more = u32::try_from(sent).expect("a batch is small");
-        self.sent.set(self.sent.get().wrapping_add(more));
+        self.sent = self.sent.wrapping_add(more);
         Ok(sent)
     }
 
@@ -139,7 +138,7 @@ impl Link {
             return mmsg::send(socket, batch, frames);
         };
         let mut heads = Heads::new(tunnel.header_bytes());
-        let mut number = self.sent.get();
+        let mut number = self.sent;
         for n in 0..frames.len() {
             number = number.wrapping_add(1);
             tunnel.write(number, heads.to_send(n));
