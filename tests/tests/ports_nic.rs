@@ -506,7 +506,7 @@ fn interfaces_and_namespaces_of_the_configuration() {
         ),
         (
             "{ kind = \"nic\", interface = \"nic0\", vlan = 5000 }",
-            "a VLAN is a number",
+            "is no VLAN: a number from 1 to 4094",
         ),
         (
             "{ kind = \"sniff\", interface = \"nic0\", filter = \"x\" }",

@@ -31,4 +31,29 @@ pub struct SniffSpec {
 }
 
 /// The numbers a VLAN can have.
-pub const VLANS: std::ops::RangeInclusive<u16> = 1..=4094;
+const VLANS: std::ops::RangeInclusive<u16> = 1..=4094;
+
+/// A text or number that is no VLAN's.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("'{0}' is no VLAN: a number from {first} to {last}", first = VLANS.start(), last = VLANS.end())]
+pub struct BadVlan(String);
+
+/// Reads the number of a VLAN.
+///
+/// # Errors
+/// If it is none.
+pub fn vlan(text: &str) -> Result<u16, BadVlan> {
+    let number = text.parse().ok().filter(|number| VLANS.contains(number));
+    number.ok_or_else(|| BadVlan(text.to_owned()))
+}
+
+impl NicSpec {
+    /// Makes sure that it can be.
+    ///
+    /// # Errors
+    /// If its VLAN is none.
+    pub fn check(&self) -> Result<(), BadVlan> {
+        self.vlan
+            .map_or(Ok(()), |number| vlan(&number.to_string()).map(drop))
+    }
+}

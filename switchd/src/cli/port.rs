@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use ipnet::IpNet;
 use proto::DomainName;
 use proto::ctl::{NewPort, PortSpec};
-use proto::nic::{NicSpec, SniffSpec, VLANS};
+use proto::nic::{NicSpec, SniffSpec};
 use proto::uplink::{Carrier, Publish, UplinkSpec};
 use proto::wire::{
     Counter, DgramSpec, Endpoint, GreSpec, L2tpv3Spec, McastSpec, StreamAddress, StreamSpec, UdpSpec,
@@ -96,7 +96,7 @@ struct HostArguments {
     #[arg(long, value_name = "INTERFACE", group = "kind")]
     nic: Option<String>,
     /// With --nic: only this VLAN of it, without its tags
-    #[arg(long, value_name = "ID", requires = "nic", conflicts_with = "sniff", value_parser = vlan)]
+    #[arg(long, value_name = "ID", requires = "nic", conflicts_with = "sniff", value_parser = proto::nic::vlan)]
     vlan: Option<u16>,
     /// What passes at an interface of the host, in both directions; nothing is ever sent there
     #[arg(long, value_name = "INTERFACE", group = "kind")]
@@ -335,17 +335,6 @@ impl WireArguments {
 /// The daemon has a working directory of its own.
 fn absolute(path: &PathBuf) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.clone())
-}
-
-fn vlan(text: &str) -> Result<u16, String> {
-    let number = text.parse().ok().filter(|number| VLANS.contains(number));
-    number.ok_or_else(|| {
-        format!(
-            "'{text}' is no VLAN: a number from {} to {}",
-            VLANS.start(),
-            VLANS.end()
-        )
-    })
 }
 
 fn number32(text: &str) -> Result<u32, String> {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use fabric::PortId;
 use proto::ctl::Error;
-use proto::nic::{NicSpec, SniffSpec, VLANS};
+use proto::nic::{NicSpec, SniffSpec};
 
 use super::plug::Place;
 use super::registry::{failed, invalid};
@@ -19,13 +19,8 @@ pub(super) async fn add(place: Place<'_>, spec: &NicSpec, socket: Option<OwnedFd
         Some(vlan) => format!("{}.{vlan}", spec.interface),
         None => spec.interface.clone(),
     };
-    if spec.vlan.is_some_and(|vlan| !VLANS.contains(&vlan)) {
-        return Err(invalid(format!(
-            "cannot attach {name}: a VLAN is a number from {} to {}",
-            VLANS.start(),
-            VLANS.end()
-        )));
-    }
+    spec.check()
+        .map_err(|error| invalid(format!("cannot attach {name}: {error}")))?;
     let wanted = spec.clone();
     let socket = opened(&name, socket, move || handover::nic(&wanted, Asker::Daemon)).await?;
     place

@@ -10,7 +10,6 @@ use std::fmt;
 
 use netio::tap::IfName;
 use proto::DomainName;
-use proto::nic::VLANS;
 
 use super::{Level, Problem};
 
@@ -63,7 +62,10 @@ impl Ext {
         };
         let domain: DomainName = domain.parse().map_err(|error| format!("{error}"))?;
         let (interface, vlan) = match interface.rsplit_once('.') {
-            Some((interface, vlan)) => (interface, Some(parse_vlan(vlan)?)),
+            Some((interface, vlan)) => {
+                let vlan = proto::nic::vlan(vlan).map_err(|error| format!("{error}"))?;
+                (interface, Some(vlan))
+            }
             None => (interface, None),
         };
         let interface: IfName = interface.parse().map_err(|error| format!("{error}"))?;
@@ -86,17 +88,6 @@ impl Ext {
         self.externals.push(new);
         Ok(())
     }
-}
-
-fn parse_vlan(text: &str) -> Result<u16, String> {
-    let number = text.parse().ok().filter(|number| VLANS.contains(number));
-    number.ok_or_else(|| {
-        format!(
-            "'{text}' is no VLAN: a number from {} to {}",
-            VLANS.start(),
-            VLANS.end()
-        )
-    })
 }
 
 impl External {
