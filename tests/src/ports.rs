@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use proto::ctl::PortRow;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::program::tool;
 use crate::switchd::Switchd;
@@ -25,6 +26,29 @@ pub fn wait_ports(daemon: &Switchd, domain: &str, count: usize) -> Vec<PortRow> 
         let ports = daemon.ports(domain);
         (ports.len() == count).then_some(ports)
     })
+}
+
+/// A client of a domain's socket for vector guests, in this process.
+///
+/// # Panics
+/// When nobody listens there.
+pub fn vector_client(daemon: &Switchd, domain: &str) -> Socket {
+    let socket = vector_socket(&daemon.domain(domain).sockets["bess"]);
+    socket
+        .set_read_timeout(Some(wait::PATIENCE))
+        .expect("a time that is not zero");
+    socket
+}
+
+/// The same by the path of the socket, for good or until it is told otherwise.
+///
+/// # Panics
+/// When nobody listens there.
+pub fn vector_socket(path: &str) -> Socket {
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).expect("a socket");
+    let address = SockAddr::unix(path).expect("a path that fits");
+    socket.connect(&address).expect("a daemon that listens");
+    socket
 }
 
 /// A running UML kernel with all its processes; they go with it.

@@ -7,7 +7,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -107,20 +106,20 @@ pub fn run(command: &mut Command) -> Outcome {
 /// When it is not `ready` in time, with what its last run said.
 #[track_caller]
 pub fn start_until(what: &str, start: impl Fn() -> Process, mut ready: impl FnMut() -> bool) -> Process {
-    let deadline = Instant::now() + wait::PATIENCE;
     let mut process = start();
     let mut last = None;
-    while !ready() {
-        assert!(
-            Instant::now() < deadline,
-            "waited {} s for this: {what}; how its program ended: {last:#?}",
-            wait::PATIENCE.as_secs()
-        );
-        thread::sleep(wait::PAUSE);
-        if !process.is_running() {
+    let came = wait::comes_true(wait::PATIENCE, || {
+        let ready = ready();
+        if !ready && !process.is_running() {
             last = Some(std::mem::replace(&mut process, start()).outcome());
         }
-    }
+        ready
+    });
+    assert!(
+        came,
+        "waited {} s for this: {what}; how its program ended: {last:#?}",
+        wait::PATIENCE.as_secs()
+    );
     process
 }
 
@@ -284,10 +283,7 @@ pub fn in_namespaces(test: &str, options: &[&str], body: impl FnOnce()) {
         .env(INSIDE, test);
     let mut inside = Process::start(command.stdin(Stdio::null()));
     // It waits for things itself, and what it says when they do not come is worth waiting for.
-    let deadline = Instant::now() + 3 * wait::PATIENCE;
-    while inside.is_running() && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(5));
-    }
+    wait::comes_true(3 * wait::PATIENCE, || !inside.is_running());
     let outcome = inside.outcome();
     assert!(
         outcome.status.success() && outcome.stdout.contains("1 passed"),

@@ -12,6 +12,7 @@ use proto::ctl::{DomainRow, FdbRow, PortRow, Reply, Request, Stats};
 use tempfile::TempDir;
 
 use crate::client::Client;
+use crate::netns::Net;
 use crate::program::{Outcome, Process, binary, run};
 use crate::wait;
 
@@ -40,6 +41,17 @@ impl Switchd {
     pub fn start_with(arguments: &[&str]) -> Self {
         let mut switchd = Self::prepared();
         switchd.launch(arguments);
+        switchd
+    }
+
+    /// Starts a daemon in a network, with further arguments of `run`.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[track_caller]
+    pub fn start_in(net: &Net, arguments: &[&str]) -> Self {
+        let mut switchd = Self::prepared();
+        switchd.launch_in(net, arguments);
         switchd
     }
 
@@ -72,13 +84,32 @@ impl Switchd {
     /// When it does not come up.
     #[track_caller]
     pub fn launch(&mut self, arguments: &[&str]) {
+        self.launch_by(self.command(), arguments);
+    }
+
+    /// The same in a network.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[track_caller]
+    pub fn launch_in(&mut self, net: &Net, arguments: &[&str]) {
+        let mut command = net.command(binary("switchd"));
+        command.env("HOME", self.home.path()).arg("--dir").arg(self.dir());
+        self.launch_by(command, arguments);
+    }
+
+    /// The same by a command that becomes `switchd` for this directory.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[track_caller]
+    pub fn launch_by(&mut self, mut command: Command, arguments: &[&str]) {
         assert!(self.process.is_none(), "it runs already");
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.log_path())
             .expect("a log file");
-        let mut command = self.command();
         command
             .arg("run")
             .args(arguments)

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getuid};
@@ -106,7 +106,7 @@ impl Home {
 
     /// A command of the user: in the home directory, with nothing from the test's own environment.
     pub fn command(&self, program: &str) -> Command {
-        let (program, words) = match COMMANDS.contains(&program) || LAB_COMMANDS.contains(&program) {
+        let (program, words) = match FAMILY.contains(&program) {
             true => ("vstart", Some(program)),
             false => (program, None),
         };
@@ -288,18 +288,14 @@ impl Drop for Home {
                 fs::read_to_string(path).unwrap_or_default()
             );
         }
-        let deadline = Instant::now() + PATIENCE;
         // Supervisors first: they would only tidy up after the others.
-        while Instant::now() < deadline {
+        crate::wait::comes_true(PATIENCE, || {
             let left = self.processes();
-            if left.is_empty() {
-                return;
+            for (pid, _) in &left {
+                let _ = kill(*pid, Signal::SIGKILL);
             }
-            for (pid, _) in left {
-                let _ = kill(pid, Signal::SIGKILL);
-            }
-            std::thread::sleep(POLL);
-        }
+            left.is_empty()
+        });
     }
 }
 
@@ -329,9 +325,16 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-const POLL: Duration = Duration::from_millis(20);
 const PROGRAMS: [&str; 3] = ["vstart", "hubbub-init", "switchd"];
-const COMMANDS: [&str; 14] = [
+/// The names that `vstart` goes by.
+pub const FAMILY: [&str; 21] = [
+    "lclean",
+    "lcrash",
+    "lhalt",
+    "linfo",
+    "lrestart",
+    "lstart",
+    "ltest",
     "vclean",
     "vcommand",
     "vconf",
@@ -346,9 +349,6 @@ const COMMANDS: [&str; 14] = [
     "vmconsole",
     "vplug",
     "vstart",
-];
-const LAB_COMMANDS: [&str; 7] = [
-    "lclean", "lcrash", "lhalt", "linfo", "lrestart", "lstart", "ltest",
 ];
 const MAY_STAY: [&str; 7] = [
     ".netkit",

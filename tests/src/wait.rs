@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two looks at a condition.
-pub(crate) const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Waits until `condition` yields something.
 ///
@@ -14,18 +14,13 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(5);
 /// After [`PATIENCE`], with `what` was waited for.
 #[track_caller]
 pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "waited {} s for this: {what}",
-            PATIENCE.as_secs()
-        );
-        std::thread::sleep(PAUSE);
-    }
+    let mut found = None;
+    let came = comes_true(PATIENCE, || {
+        found = condition();
+        found.is_some()
+    });
+    assert!(came, "waited {} s for this: {what}", PATIENCE.as_secs());
+    found.expect("what has just come")
 }
 
 /// Waits until `condition` is true.
@@ -35,4 +30,16 @@ pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 #[track_caller]
 pub fn until_true(what: &str, mut condition: impl FnMut() -> bool) {
     until(what, || condition().then_some(()));
+}
+
+/// Waits until `condition` is true, at most for `patience`; false if it was not by then.
+pub fn comes_true(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    while !condition() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    true
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bench::control::Control;
 use bench::load::{Delivery, Load, Running};
@@ -11,7 +11,7 @@ use bench::stop::Stop;
 use proto::ctl::{Reply, Request};
 use tests::frame::{frame, mac};
 use tests::switchd::Switchd;
-use tests::wait::{PATIENCE, until_true};
+use tests::wait::{PATIENCE, comes_true, until_true};
 
 #[test]
 fn busy_domains_part() {
@@ -54,10 +54,7 @@ fn busy_domains_part() {
                 }
             });
         }
-        let deadline = Instant::now() + PATIENCE * 3;
-        while worker("A") == worker("B") && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(20));
-        }
+        comes_true(3 * PATIENCE, || worker("A") != worker("B"));
         parted.store(true, Ordering::Relaxed);
     });
     assert_ne!(worker("A"), worker("B"), "no domain has moved");

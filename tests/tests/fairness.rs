@@ -7,15 +7,14 @@
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
-use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::Socket;
 use tests::client::Client;
 use tests::frame::{frame, mac};
 use tests::netns::Net;
-use tests::program::{Process, binary, listens};
+use tests::ports::vector_socket;
 use tests::switchd::Switchd;
 use tests::wait::until_true;
 
@@ -60,10 +59,7 @@ fn senders(daemon: &Switchd, each: usize) -> Vec<Sender> {
             client.data().set_nonblocking(true).unwrap();
             senders.push(Sender::Datagrams(Box::new(client)));
         }
-        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-        socket
-            .connect(&SockAddr::unix(&sockets["bess"]).unwrap())
-            .unwrap();
+        let socket = vector_socket(&sockets["bess"]);
         socket.set_nonblocking(true).unwrap();
         senders.push(Sender::Connection(socket));
     }
@@ -115,11 +111,7 @@ fn senders_of_every_kind_and_frame_size_share_a_receiver() {
 #[test]
 fn a_tap_with_super_frames_has_no_more_than_others() {
     let net = Net::new();
-    let daemon = Switchd::prepared();
-    let mut command = net.command(binary("switchd"));
-    command.arg("--dir").arg(daemon.dir()).arg("run").args(PATIENT);
-    let _process = Process::start(command.stdin(Stdio::null()));
-    until_true("the daemon", || listens(&daemon.socket()));
+    let daemon = Switchd::start_in(&net, PATIENT);
     daemon.add(&["A", "--mode", "switch"]);
     net.ok("ip tuntap add dev nk1 mode tap");
     daemon.run(&["port", "add", "A", "--tap", "nk1"]).ok();
@@ -133,8 +125,7 @@ fn a_tap_with_super_frames_has_no_more_than_others() {
     let (tap, other) = net.inside(move || {
         let receiver = Client::attach(uml.as_ref());
         receiver.send(&frame([0xff; 6], mac(RECEIVER), 60, 0));
-        let sender = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-        sender.connect(&SockAddr::unix(&bess).unwrap()).unwrap();
+        let sender = vector_socket(&bess);
         sender.set_nonblocking(true).unwrap();
         let sender = Sender::Connection(sender);
         let tap = UdpSocket::bind("10.0.0.1:1000").unwrap();

@@ -8,8 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, SockAddr, Socket, Type};
-use tests::ports::{Guest, transfer, wait_ports};
+use socket2::Socket;
+use tests::ports::{Guest, transfer, vector_client, wait_ports};
 use tests::switchd::Switchd;
 use tests::wait;
 
@@ -78,15 +78,6 @@ fn a_guest_comes_back_with_its_interface_and_goes_with_its_process() {
     wait_ports(&daemon, "A", 0);
 }
 
-/// A client in this process.
-fn client(daemon: &Switchd) -> Socket {
-    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-    let path = &daemon.domain("A").sockets["bess"];
-    socket.connect(&SockAddr::unix(path).unwrap()).unwrap();
-    socket.set_read_timeout(Some(wait::PATIENCE)).unwrap();
-    socket
-}
-
 fn receive(mut socket: &Socket) -> Vec<u8> {
     let mut frame = vec![0; 70_000];
     let count = socket.read(&mut frame).unwrap();
@@ -107,7 +98,7 @@ fn frame(n: u8, sequence: u32, bytes: usize) -> Vec<u8> {
 #[test]
 fn what_a_client_sent_last_arrives_and_bad_records_are_counted() {
     let daemon = Switchd::with_domain(&["A"]);
-    let (mut sender, receiver) = (client(&daemon), client(&daemon));
+    let (mut sender, receiver) = (vector_client(&daemon, "A"), vector_client(&daemon, "A"));
     wait_ports(&daemon, "A", 2);
     let longest = frame(1, 0, 1514);
     for bytes in [&longest[..], &[], &[1; 13], &frame(1, 1, 1515), &frame(1, 2, 60)] {
@@ -135,7 +126,7 @@ fn the_socket_is_the_users_alone_and_goes_with_the_domain() {
     let path = daemon.domain("A").sockets["bess"].clone();
     let mode = fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let waiting = client(&daemon);
+    let waiting = vector_client(&daemon, "A");
     wait_ports(&daemon, "A", 1);
     daemon.run(&["domain", "rm", "A"]).ok();
     assert!(!fs::exists(&path).unwrap());
@@ -155,7 +146,7 @@ fn a_reader_that_stops_leaves_no_sender_unread() {
 
 fn longest_wait_beside_a_stuck_reader() -> Duration {
     let daemon = Switchd::with_domain(&["A"]);
-    let (mut sender, stuck) = (client(&daemon), client(&daemon));
+    let (mut sender, stuck) = (vector_client(&daemon, "A"), vector_client(&daemon, "A"));
     wait_ports(&daemon, "A", 2);
     sender.set_write_timeout(Some(wait::PATIENCE)).unwrap();
     let (mut longest, start) = (Duration::ZERO, Instant::now());
@@ -182,8 +173,8 @@ fn many_senders_share_one_receiver_evenly() {
     // On a busy machine the receiver may not run for a while.
     let daemon = Switchd::start_with(&["--hold-ms", "500"]);
     daemon.add(&["A", "--mode", "switch"]);
-    let receiver = client(&daemon);
-    let mut senders: Vec<_> = (0..SENDERS).map(|_| client(&daemon)).collect();
+    let receiver = vector_client(&daemon, "A");
+    let mut senders: Vec<_> = (0..SENDERS).map(|_| vector_client(&daemon, "A")).collect();
     wait_ports(&daemon, "A", usize::from(SENDERS) + 1);
     // The switch learns where the receiver is, so that the senders do not have to read.
     (&receiver).write_all(&frame(99, 0, 60)).unwrap();

@@ -1,24 +1,13 @@
 //! Secure ports: a guest gets along within its range, and nothing else gets in.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
-
 use std::io::Read;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use socket2::{Domain, SockAddr, Socket, Type};
 use tests::netns::Net;
-use tests::ports::{Guest, exchange_after, only_late, wait_ports};
-use tests::program::{Process, binary, listens, tool};
+use tests::ports::{Guest, exchange_after, only_late, vector_client, wait_ports};
+use tests::program::tool;
 use tests::switchd::Switchd;
 use tests::wait;
-
-fn client(daemon: &Switchd) -> Socket {
-    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-    let path = &daemon.domain("A").sockets["bess"];
-    socket.connect(&SockAddr::unix(path).unwrap()).unwrap();
-    socket.set_read_timeout(Some(wait::PATIENCE)).unwrap();
-    socket
-}
 
 fn frame(src: u8, ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
@@ -46,7 +35,7 @@ fn ipv4(src: u8, ip: [u8; 4], protocol: u8) -> Vec<u8> {
 #[test]
 fn what_is_not_theirs_does_not_get_in() {
     let daemon = Switchd::with_domain(&["A"]);
-    let (a, b, mut gateway) = (client(&daemon), client(&daemon), client(&daemon));
+    let [a, b, mut gateway] = [(); 3].map(|()| vector_client(&daemon, "A"));
     wait_ports(&daemon, "A", 3);
     for id in ["1", "2"] {
         daemon.run(&["port", "secure", "A", id, "10.0.0.0/24"]).ok();
@@ -118,11 +107,8 @@ fn guests_within_their_range_ping_and_transfer() {
 
 #[test]
 fn guests_outside_their_range_are_alone() {
-    let (net, daemon) = (Net::new(), Switchd::prepared());
-    let mut command = net.command(binary("switchd"));
-    command.arg("--dir").arg(daemon.dir()).arg("run");
-    let _process = Process::start(command.stdin(Stdio::null()));
-    wait::until_true("the daemon", || listens(&daemon.socket()));
+    let net = Net::new();
+    let daemon = Switchd::start_in(&net, &[]);
     daemon.add(&["A"]);
     // It is a secure port from its first frame on.
     let words = "port add A --l2tpv3 127.0.0.1:1702,127.0.0.1:1701 --tx-session 1 --rx-session 2 --secure 10.0.7.0/24";

@@ -11,32 +11,21 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use tests::netns::Net;
 use tests::ports::{Guest, bulk, load_modules, only_late, wait_ports};
-use tests::program::{Process, binary, listens, start_until, tool};
+use tests::program::{Process, start_until, tool};
 use tests::switchd::Switchd;
 use tests::wait;
 
 /// A daemon in a network of its own.
 struct Host {
-    net: Net,
     daemon: Switchd,
-    _process: Process,
+    net: Net,
 }
 
 impl Host {
-    fn start(run: &[&str]) -> Self {
-        Self::start_in(Net::new(), Switchd::prepared(), run)
-    }
-
-    fn start_in(net: Net, daemon: Switchd, run: &[&str]) -> Self {
-        let mut command = net.command(binary("switchd"));
-        command.arg("--dir").arg(daemon.dir()).arg("run").args(run);
-        let process = Process::start(command.stdin(Stdio::null()));
-        wait::until_true("the daemon", || listens(&daemon.socket()));
-        Self {
-            net,
-            daemon,
-            _process: process,
-        }
+    fn start() -> Self {
+        let net = Net::new();
+        let daemon = Switchd::start_in(&net, &[]);
+        Self { daemon, net }
     }
 
     /// Makes a tap, attaches it to domain A and moves it into a network of its own, where it has addresses ending in
@@ -92,7 +81,7 @@ fn iperf(from: &Net, to: &Net, address: &str) -> (f64, u64) {
 
 #[test]
 fn two_taps_exchange_super_frames() {
-    let host = Host::start(&[]);
+    let host = Host::start();
     host.daemon.add(&["A", "--mode", "switch"]);
     let (a, b) = (host.machine(1), host.machine(2));
     for address in ["10.0.0.2", "fd00::2"] {
@@ -114,7 +103,7 @@ fn two_taps_exchange_super_frames() {
 
 #[test]
 fn a_port_that_takes_finished_frames_only_gets_them() {
-    let host = Host::start(&[]);
+    let host = Host::start();
     host.daemon.add(&["A"]);
     let a = host.machine(1);
     let (b, _plug) = host.vde_machine(2);
@@ -145,7 +134,7 @@ fn a_port_that_takes_finished_frames_only_gets_them() {
 
 /// Bulk data between a tap and a guest, both ways.
 fn guest_and_tap(word: impl Fn(&Switchd) -> String) {
-    let host = Host::start(&[]);
+    let host = Host::start();
     host.daemon.add(&["A", "--mode", "switch"]);
     let machine = host.machine(1);
     let dir = host.daemon.home();
@@ -213,16 +202,15 @@ fn bulk_between_a_tap_and_a_guest_that_shares_its_memory() {
 fn a_tap_is_a_port_until_the_device_is_gone() {
     let net = Net::new();
     net.script("ip tuntap add dev nk0 mode tap; ip tuntap add dev nk9 mode tap multi_queue");
-    let daemon = Switchd::prepared();
+    let mut daemon = Switchd::prepared();
     let config = daemon.home().join("switchd.toml");
     let text = "[[domain]]\nname = \"A\"\nports = [{ kind = \"tap\", interface = \"nk0\" }]\n";
     fs::write(&config, text).unwrap();
-    let host = Host::start_in(net, daemon, &["--config", config.to_str().unwrap()]);
-    let (net, daemon) = (&host.net, &host.daemon);
-    let ports = wait_ports(daemon, "A", 1);
+    daemon.launch_in(&net, &["--config", config.to_str().unwrap()]);
+    let ports = wait_ports(&daemon, "A", 1);
     assert_eq!((ports[0].kind.as_str(), ports[0].name.as_str()), ("tap", "nk0"));
     daemon.run(&["port", "add", "A", "--tap", "nk9"]).ok();
-    wait_ports(daemon, "A", 2);
+    wait_ports(&daemon, "A", 2);
     // A device that is down, or goes down, stays a port.
     net.script(
         "ip link set nk0 up; ip link set nk0 down; ip link set nk0 up; ip addr add 10.0.0.1/24 dev nk0",
@@ -235,20 +223,20 @@ fn a_tap_is_a_port_until_the_device_is_gone() {
             .any(|port| port.name == "nk0" && port.rx_frames > 0)
     );
     net.ok("ip link del nk0");
-    assert_eq!(wait_ports(daemon, "A", 1)[0].name, "nk9");
+    assert_eq!(wait_ports(&daemon, "A", 1)[0].name, "nk9");
     let id = daemon.ports("A")[0].id.to_string();
     daemon.run(&["port", "rm", "A", &id]).ok();
-    wait_ports(daemon, "A", 0);
+    wait_ports(&daemon, "A", 0);
     let refusal = daemon.run(&["port", "rm", "A", &id]).failed(1);
     assert!(refusal.contains("there is no port"), "{refusal}");
     // It is free again.
     daemon.run(&["port", "add", "A", "--tap", "nk9"]).ok();
-    wait_ports(daemon, "A", 1);
+    wait_ports(&daemon, "A", 1);
 }
 
 #[test]
 fn what_cannot_be_attached_is_said() {
-    let host = Host::start(&[]);
+    let host = Host::start();
     host.daemon.add(&["A"]);
     host.net.ok("ip tuntap add dev nk0 mode tap");
     host.daemon.run(&["port", "add", "A", "--tap", "nk0"]).ok();

@@ -11,8 +11,7 @@ use fabric::offload::VNET_HEADER_BYTES;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proto::ctl::PortRow;
-use socket2::{Domain, SockAddr, Socket, Type};
-use tests::ports::{Guest, load_modules, transfer, wait_ports};
+use tests::ports::{Guest, load_modules, transfer, vector_client, wait_ports};
 use tests::switchd::Switchd;
 use tests::vhost::{FrontEnd, GUEST, MEMORY, SIZE, USER, longs, no_eventfd, resources, words};
 use tests::wait;
@@ -187,10 +186,7 @@ fn a_super_frame_goes_whole_to_those_who_take_it_and_in_segments_to_others() {
     let plain =
         OFFERED & !(feature::GUEST_TSO4 | feature::GUEST_TSO6 | feature::GUEST_USO4 | feature::GUEST_USO6);
     let mut plain = wait_given(&daemon, FrontEnd::with_card(&socket, plain), 3);
-    let old = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-    old.connect(&SockAddr::unix(&daemon.domain("A").sockets["bess"]).unwrap())
-        .unwrap();
-    old.set_read_timeout(Some(wait::PATIENCE)).unwrap();
+    let old = vector_client(&daemon, "A");
     wait_ports(&daemon, "A", 4);
 
     let (header, frame) = super_frame(40_500);

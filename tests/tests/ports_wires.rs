@@ -3,46 +3,35 @@
 //!
 //! Addresses are those of a network namespace of the test's.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
-
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use proto::ctl::PortRow;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tests::netns::Net;
-use tests::ports::{Guest, exchange, only_late, wait_ports};
-use tests::program::{Outcome, Process, binary, listens, tool};
+use tests::ports::{Guest, exchange, only_late, vector_client, wait_ports};
+use tests::program::{self, Outcome, Process, binary, tool};
 use tests::switchd::Switchd;
 use tests::wait;
 
 /// A daemon in a network of its own.
 struct Host {
-    net: Net,
     daemon: Switchd,
-    _process: Process,
+    net: Net,
 }
 
 impl Host {
     fn start(domains: &[&str]) -> Self {
-        let (net, daemon) = (Net::new(), Switchd::prepared());
-        let mut command = net.command(binary("switchd"));
-        command.arg("--dir").arg(daemon.dir()).arg("run");
-        let process = Process::start(command.stdin(Stdio::null()));
-        wait::until_true("the daemon", || listens(&daemon.socket()));
+        let net = Net::new();
+        let daemon = Switchd::start_in(&net, &[]);
         for domain in domains {
             daemon.add(&[domain]);
         }
-        let host = Self {
-            net,
-            daemon,
-            _process: process,
-        };
         // Between two ends of one host, the route to a group leads over the loopback device.
-        host.net.ok("ip route add 224.0.0.0/4 dev lo");
-        host
+        net.ok("ip route add 224.0.0.0/4 dev lo");
+        Self { daemon, net }
     }
 
     /// `port add` with these words.
@@ -219,7 +208,7 @@ fn a_stream_to_qemu_and_datagrams_from_it() {
     std::fs::remove_file(Path::new(&home).join("q")).unwrap();
     let before = host.kind("B", "dgram").rx_frames;
     let _qemu = host.qemu(&carriers.0, &carriers.1);
-    let mut probe = client(&host.daemon, "A");
+    let mut probe = vector_client(&host.daemon, "A");
     wait::until_true("frames over the next QEMU", || {
         probe.send(&broadcast(9)).unwrap();
         host.kind("B", "dgram").rx_frames > before
@@ -228,7 +217,7 @@ fn a_stream_to_qemu_and_datagrams_from_it() {
     let mut refused = std::os::unix::net::UnixStream::connect(format!("{home}/s")).unwrap();
     let mut byte = [0];
     assert_eq!(std::io::Read::read(&mut refused, &mut byte).unwrap(), 0);
-    probe = client(&host.daemon, "A");
+    probe = vector_client(&host.daemon, "A");
     drop(probe);
     let id = host.kind("A", "stream").id.to_string();
     host.daemon.run(&["port", "rm", "A", &id]).ok();
@@ -316,14 +305,6 @@ fn cables_and_links_join_domains() {
     });
 }
 
-/// A client of a domain's socket for vector guests.
-fn client(daemon: &Switchd, domain: &str) -> Socket {
-    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-    let path = &daemon.domain(domain).sockets["bess"];
-    socket.connect(&SockAddr::unix(path).unwrap()).unwrap();
-    socket
-}
-
 fn broadcast(n: u8) -> Vec<u8> {
     let mut frame = vec![0; 60];
     frame[..6].fill(0xff);
@@ -346,7 +327,7 @@ fn foreign_datagrams_change_nothing_but_counters() {
     ] {
         host.attach(words).ok();
     }
-    let receiver = client(&host.daemon, "A");
+    let receiver = vector_client(&host.daemon, "A");
     wait_ports(&host.daemon, "A", 7);
     let frame = broadcast(7);
     let join = |parts: &[&[u8]]| parts.concat();
@@ -464,7 +445,7 @@ fn foreign_datagrams_change_nothing_but_counters() {
 fn each_kind_may_stand_in_the_configuration() {
     let net = Net::new();
     net.ok("ip route add 224.0.0.0/4 dev lo");
-    let daemon = Switchd::prepared();
+    let mut daemon = Switchd::prepared();
     let home = daemon.home().display().to_string();
     let file = daemon.home().join("switchd.toml");
     let ports = format!(
@@ -484,12 +465,6 @@ ports = [
 name = "B"
 "#
     );
-    let run = || {
-        let mut command = net.command(binary("switchd"));
-        command.arg("--dir").arg(daemon.dir()).arg("run");
-        command.arg("--config").arg(&file).stdin(Stdio::null());
-        command
-    };
     // What is wrong is said, and nothing is left behind.
     for (good, bad, why) in [
         ("tx_session = 1", "tx_session = 0", "session 0"),
@@ -500,14 +475,21 @@ name = "B"
     ] {
         assert!(ports.contains(good), "{good}");
         std::fs::write(&file, ports.replace(good, bad)).unwrap();
-        let output = run().output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && said.contains(why), "{why}: {said}");
+        let mut command = net.command(binary("switchd"));
+        command
+            .arg("--dir")
+            .arg(daemon.dir())
+            .args(["run", "--config"])
+            .arg(&file);
+        let ended = program::run(&mut command);
+        assert!(
+            !ended.status.success() && ended.stderr.contains(why),
+            "{why}: {ended:?}"
+        );
         assert!(!Path::new(&home).join("d").exists(), "the socket is left");
     }
     std::fs::write(&file, &ports).unwrap();
-    let _process = Process::start(&mut run());
-    wait::until_true("the daemon", || listens(&daemon.socket()));
+    daemon.launch_in(&net, &["--config", file.to_str().unwrap()]);
     let rows = daemon.ports("A");
     let mut kinds: Vec<_> = rows.iter().map(|port| port.kind.as_str()).collect();
     kinds.sort_unstable();
@@ -530,7 +512,7 @@ fn a_socket_is_handed_over_by_its_number() {
     shell.args(["-c", script, "bash"]);
     shell.arg(words.get_program()).args(words.get_args());
     assert!(shell.status().unwrap().success());
-    let (a, mut b) = (client(&host.daemon, "A"), client(&host.daemon, "B"));
+    let (a, mut b) = (vector_client(&host.daemon, "A"), vector_client(&host.daemon, "B"));
     wait_ports(&host.daemon, "B", 2);
     let mut bytes = [0; 2000];
     b.set_read_timeout(Some(wait::PATIENCE)).unwrap();
@@ -592,17 +574,14 @@ fn what_cannot_be_attached_is_said() {
 #[test]
 fn without_the_right_raw_ip_is_refused() {
     // A daemon whose root is somebody else outside has no right to the network it is in.
-    let daemon = Switchd::prepared();
-    let (dir, switchd) = (daemon.dir(), binary("switchd"));
-    let mut command = std::process::Command::new(tool("setpriv"));
+    let mut daemon = Switchd::prepared();
+    let mut command = Command::new(tool("setpriv"));
     command
         .args(["--bounding-set", "-net_raw", "--inh-caps", "-net_raw", "--"])
-        .arg(switchd)
+        .arg(binary("switchd"))
         .arg("--dir")
-        .arg(dir)
-        .arg("run");
-    let _process = Process::start(command.stdin(Stdio::null()));
-    wait::until_true("the daemon", || listens(&daemon.socket()));
+        .arg(daemon.dir());
+    daemon.launch_by(command, &[]);
     daemon.add(&["A"]);
     let said = daemon
         .run(&["port", "add", "A", "--gre", "127.0.0.1,127.0.0.2"])

@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use tests::netns::{Net, PAGE, World, assert_same};
 use tests::program;
 use tests::uml::{Home, PATIENCE};
+use tests::wait::comes_true;
 
 /// A command of the user's home, run inside a network.
 fn inside(net: &Net, command: &Command) -> Command {
@@ -36,15 +36,9 @@ fn start(home: &Home, net: &Net, name: &str, options: &[&str], script: &str) {
 /// Waits until a machine's script has come to its end.
 fn finished(home: &Home, name: &str) {
     let done = home.path().join(format!("{name}.done"));
-    let deadline = Instant::now() + PATIENCE;
-    while !done.exists() {
-        let log = file(home, &format!("{name}.log"));
-        assert!(
-            Instant::now() < deadline,
-            "waited in vain for {name} to finish, which said: {log}"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let came = comes_true(PATIENCE, || done.exists());
+    let log = file(home, &format!("{name}.log"));
+    assert!(came, "waited in vain for {name} to finish, which said: {log}");
 }
 
 fn file(home: &Home, name: &str) -> String {
