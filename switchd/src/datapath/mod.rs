@@ -17,6 +17,8 @@ pub(crate) mod nic;
 pub(crate) mod port;
 pub(crate) mod stream;
 pub(crate) mod tap;
+#[cfg(test)]
+mod testing;
 pub(crate) mod uml;
 pub(crate) mod vhost;
 pub(crate) mod wire;

@@ -1,20 +1,18 @@
 //! Proof that forwarding allocates nothing once it is under way, without a capture and with one: the rounds of a real
 //! worker between real sockets, under an allocator that counts what this thread does.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use allocation_counter::measure;
 use fabric::{Filter, Instruction, Mode, Settings};
 use netio::poll::Poller;
-use socket2::{Domain as Family, Socket, Type};
+use socket2::Socket;
 use tokio::sync::oneshot;
 
 use super::*;
 use crate::datapath::capture::{Drain, FeedId, Next, Wanted, Which, feeds};
-use crate::datapath::port::{Identity, Link};
-use crate::datapath::{NewPort, bess};
+use crate::datapath::testing::vector_port;
 
 const DOMAIN: DomainId = DomainId(1);
 
@@ -41,21 +39,13 @@ impl Bench {
         worker.obey(Command::AddDomain(DOMAIN, settings));
         let (mut guests, mut alive) = (Vec::new(), Vec::new());
         for id in 1..=3 {
-            let (ours, theirs) = Socket::pair(Family::UNIX, Type::SEQPACKET, None).unwrap();
-            ours.set_nonblocking(true).unwrap();
-            theirs.set_nonblocking(true).unwrap();
-            let (guard, watch) = oneshot::channel();
-            let port = NewPort {
-                id: PortId(id),
-                link: Link::Bess(bess::Link::new(OwnedFd::from(ours))),
-                identity: Identity::now(format!("pc{id}:eth0"), None),
-                alive: guard,
-            };
+            let (port, guest, gone) = vector_port(id);
+            guest.set_nonblocking(true).unwrap();
             let (done, mut attached) = oneshot::channel();
             worker.obey(Command::Attach(DOMAIN, Box::new(port), done));
             attached.try_recv().unwrap().unwrap();
-            guests.push(theirs);
-            alive.push(watch);
+            guests.push(guest);
+            alive.push(gone);
         }
         Self {
             worker,

@@ -1,16 +1,15 @@
 //! Proof that a domain can go from worker to worker under load: nothing is lost, overtaken or forgotten.
 
 use std::io::Read;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fabric::{Mode, Settings};
-use socket2::{Domain as Family, Socket, Type};
+use socket2::Socket;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::datapath::port::{Identity, Link};
-use crate::datapath::{Handle, NewPort, bess};
+use crate::datapath::Handle;
+use crate::datapath::testing::vector_port;
 
 const DOMAIN: DomainId = DomainId(7);
 
@@ -19,19 +18,11 @@ const FRAMES: u32 = 30_000;
 
 /// Attaches a port and returns the guest's end.
 fn attach(worker: &Handle, id: u32) -> (Socket, oneshot::Receiver<std::convert::Infallible>) {
-    let (ours, theirs) = Socket::pair(Family::UNIX, Type::SEQPACKET, None).unwrap();
-    ours.set_nonblocking(true).unwrap();
-    let (guard, watch) = oneshot::channel();
-    let port = NewPort {
-        id: PortId(id),
-        link: Link::Bess(bess::Link::new(OwnedFd::from(ours))),
-        identity: Identity::now(format!("pc{id}:eth0"), None),
-        alive: guard,
-    };
+    let (port, guest, gone) = vector_port(id);
     let (done, attached) = oneshot::channel();
     worker.send(Command::Attach(DOMAIN, Box::new(port), done));
     attached.blocking_recv().unwrap().unwrap();
-    (theirs, watch)
+    (guest, gone)
 }
 
 fn frame(number: u32) -> [u8; 200] {
