@@ -14,6 +14,7 @@ pub(crate) mod capture;
 mod domain;
 mod flow;
 pub(crate) mod nic;
+mod pool;
 pub(crate) mod port;
 pub(crate) mod stream;
 pub(crate) mod tap;

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use fabric::{Batch, Plan, PortId};
+use fabric::{Plan, PortId};
 use netio::poll::Poller;
 use tokio::sync::Notify;
 
 use super::domain::Domain;
-use super::port::{Buffers, Parcel};
-use super::vhost::SLAB_BYTES;
+use super::pool::Pool;
 use super::{Command, Common, DomainId, Load};
 
 #[cfg(test)]
@@ -26,10 +25,6 @@ pub(super) const WAKE: u64 = u64::MAX;
 /// How often forwarding tables are swept while frames pass. Lookups never see an expired entry: the sweep only frees
 /// what is not looked up any more.
 const SWEEP: Duration = Duration::from_secs(10);
-
-/// Bytes of a batch with large frames; it then has fewer of them, but at least [`FEWEST_FRAMES`].
-const BATCH_BYTES: usize = 512 * 1024;
-const FEWEST_FRAMES: usize = 8;
 
 /// How long captured frames wait for others to be handed over with, once nothing more comes.
 const UNSENT: Duration = Duration::from_millis(5);
@@ -118,10 +113,7 @@ impl Worker {
             full: Vec::new(),
             roomy: Vec::new(),
             dead: Vec::new(),
-            pool: Pool {
-                parcels: Vec::new(),
-                frames: common.frames,
-            },
+            pool: Pool::new(common.frames, now),
             plan: Plan::new(),
             unsent: false,
             hold: common.hold,
@@ -251,6 +243,7 @@ impl Worker {
         });
         deadlines
             .chain(unsent)
+            .chain(context.pool.deadline())
             .min()
             .map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
@@ -328,6 +321,7 @@ impl Worker {
                 self.load();
             }
         }
+        self.context.pool.trim(self.context.now);
         if self.context.now.duration_since(self.swept) < SWEEP {
             return;
         }
@@ -488,53 +482,4 @@ impl Worker {
 
 fn domain(domains: &mut [Option<Domain>], slot: Slot) -> Option<&mut Domain> {
     domains.get_mut(slot as usize)?.as_mut()
-}
-
-/// Parcels that are not in use, by their buffers.
-pub(super) struct Pool {
-    parcels: Vec<Parcel>,
-    /// Frames of a batch at most.
-    frames: usize,
-}
-
-impl Pool {
-    /// Spare parcels kept; more of them come into being only while as many ports are held back.
-    const KEPT: usize = 16;
-
-    /// An empty parcel with such buffers.
-    pub(super) fn take(&mut self, buffers: Buffers, now: Instant) -> Parcel {
-        let of = |batch: &Batch| match batch.is_packed() {
-            true => Buffers::Packed(batch.frame_bytes()),
-            false => Buffers::Equal(batch.frame_bytes()),
-        };
-        match self
-            .parcels
-            .iter()
-            .rposition(|parcel| of(&parcel.batch) == buffers)
-        {
-            Some(index) => Parcel {
-                since: now,
-                ..self.parcels.swap_remove(index)
-            },
-            None => Parcel {
-                batch: match buffers {
-                    Buffers::Equal(frame_bytes) => {
-                        let frames = (BATCH_BYTES / frame_bytes).clamp(FEWEST_FRAMES, fabric::BATCH_FRAMES);
-                        Batch::new(frame_bytes, frames.min(self.frames))
-                    }
-                    Buffers::Packed(frame_bytes) => Batch::packed(frame_bytes, SLAB_BYTES),
-                },
-                owed: Vec::new(),
-                since: now,
-            },
-        }
-    }
-
-    /// Takes a parcel back that nobody is owed any more.
-    pub(super) fn put(&mut self, mut parcel: Parcel) {
-        if self.parcels.len() < Self::KEPT {
-            parcel.owed.clear();
-            self.parcels.push(parcel);
-        }
-    }
 }

@@ -30,15 +30,19 @@ struct Bench {
 
 impl Bench {
     fn new(mode: Mode) -> Self {
+        Self::with(mode, 3, Duration::ZERO)
+    }
+
+    fn with(mode: Mode, ports: u32, hold: Duration) -> Self {
         let (_, inbox) = channel();
-        let mut worker = Worker::new(Poller::new().unwrap(), inbox, Common::new(Duration::ZERO));
+        let mut worker = Worker::new(Poller::new().unwrap(), inbox, Common::new(hold));
         let settings = Settings {
             mode,
             ..Settings::default()
         };
         worker.obey(Command::AddDomain(DOMAIN, settings));
         let (mut guests, mut alive) = (Vec::new(), Vec::new());
-        for id in 1..=3 {
+        for id in 1..=ports {
             let (port, guest, gone) = vector_port(id);
             guest.set_nonblocking(true).unwrap();
             let (done, mut attached) = oneshot::channel();
@@ -95,6 +99,27 @@ impl Bench {
         }
     }
 
+    /// Every guest but the last sends it a batch at once, so that most of them wait for each other; all of it arrives.
+    fn converge(&mut self) {
+        let (receiver, senders) = self.guests.split_last().unwrap();
+        let mut frame = [7; 1514];
+        frame[..6].copy_from_slice(&[2, 0, 0, 0, 1, 0]);
+        for (sender, number) in senders.iter().zip(0..) {
+            frame[11] = number;
+            for _ in 0..FRAMES {
+                sender.send(&frame).unwrap();
+            }
+        }
+        let mut room = [std::mem::MaybeUninit::uninit(); 2048];
+        let mut received = 0;
+        while received < senders.len() * FRAMES {
+            assert!(self.worker.round());
+            while receiver.recv(&mut room).is_ok() {
+                received += 1;
+            }
+        }
+    }
+
     /// Allocations of so many batches, after the first few.
     fn allocations(&mut self, drain: Option<&Drain>) -> u64 {
         self.pass(20, drain);
@@ -134,6 +159,34 @@ fn forwarding_allocates_nothing() {
         let mut bench = Bench::new(mode);
         assert_eq!(bench.allocations(None), 0, "{mode:?}");
     }
+}
+
+#[test]
+fn ports_that_are_held_back_allocate_nothing() {
+    const SENDERS: u32 = 40;
+    let mut bench = Bench::with(Mode::Switch, SENDERS + 1, Duration::from_secs(60));
+    let mut hello = [7; 60];
+    hello[..12].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 1, 0]);
+    bench.guests.last().unwrap().send(&hello).unwrap();
+    // The port of a guest whose frame was not read yet is to know where the last guest is.
+    assert!(bench.worker.round());
+    for guest in &bench.guests[..SENDERS as usize] {
+        let mut room = [std::mem::MaybeUninit::uninit(); 2048];
+        assert_eq!(guest.recv(&mut room).unwrap(), 60);
+    }
+    let first = measure(|| bench.converge()).count_total;
+    // One batch for each that waits, at least.
+    assert!(first >= u64::from(SENDERS) / 2, "{first}");
+    (0..20).for_each(|_| bench.converge());
+    assert_eq!(measure(|| (0..20).for_each(|_| bench.converge())).count_total, 0);
+    let freed = measure(|| {
+        for _ in 0..3 {
+            bench.worker.context.now += Duration::from_secs(3600);
+            bench.worker.context.pool.trim(bench.worker.context.now);
+        }
+    });
+    assert!(freed.bytes_current < -1_000_000, "{freed:?}");
+    assert_eq!(bench.worker.timeout(), None);
 }
 
 #[test]
