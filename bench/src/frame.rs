@@ -26,7 +26,8 @@ const SENDER: Range<usize> = 22..24;
 const LENGTH: Range<usize> = 24..26;
 const SEQUENCE: Range<usize> = 26..34;
 const CHECK: Range<usize> = 34..42;
-const PATTERN: usize = 42;
+/// Bytes of a frame in front of its pattern.
+pub const HEAD_BYTES: usize = 42;
 
 const MAGIC_BYTES: [u8; 4] = *b"hubl";
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
@@ -96,19 +97,27 @@ impl Codec {
         }
     }
 
+    /// Makes a frame of `len` bytes, in two parts: what is in front, and the pattern, which need not be copied.
+    ///
+    /// # Panics
+    /// If the frame is shorter than [`SHORTEST`] or longer than [`LONGEST`].
+    pub fn make(&self, len: usize, to: To, seen: Seen) -> ([u8; HEAD_BYTES], &[u8]) {
+        assert!(
+            (SHORTEST..=LONGEST).contains(&len),
+            "a frame has 60 to 9018 bytes"
+        );
+        let check = self.check(seen, len);
+        (self.head(to, seen, len, check), self.pattern(check, len))
+    }
+
     /// Writes a whole frame into `buffer`, which is as long as the frame.
     ///
     /// # Panics
-    /// If the buffer is shorter than [`SHORTEST`] or longer than [`LONGEST`].
+    /// As [`Codec::make`].
     pub fn write(&self, buffer: &mut [u8], to: To, seen: Seen) {
-        assert!(
-            (SHORTEST..=LONGEST).contains(&buffer.len()),
-            "a frame has 60 to 9018 bytes"
-        );
-        let len = buffer.len();
-        let check = self.check(seen, len);
-        buffer[..PATTERN].copy_from_slice(&self.head(to, seen, len, check));
-        buffer[PATTERN..].copy_from_slice(self.pattern(check, len));
+        let (head, pattern) = self.make(buffer.len(), to, seen);
+        buffer[..HEAD_BYTES].copy_from_slice(&head);
+        buffer[HEAD_BYTES..].copy_from_slice(pattern);
     }
 
     /// Reads a frame of `len` bytes that was sent to whom `to` says for its sender.
@@ -127,13 +136,14 @@ impl Codec {
         let len = if seen.sequence == HELLO { SHORTEST } else { len };
         let check = self.check(seen, len);
         let head = self.head(to(seen), seen, len, check);
-        let whole =
-            frame.len() == len && frame[..PATTERN] == head && frame[PATTERN..] == *self.pattern(check, len);
+        let whole = frame.len() == len
+            && frame[..HEAD_BYTES] == head
+            && frame[HEAD_BYTES..] == *self.pattern(check, len);
         if whole { Ok(seen) } else { Err(Bad::Damaged) }
     }
 
-    fn head(&self, to: To, seen: Seen, len: usize, check: u64) -> [u8; PATTERN] {
-        let mut head = [0; PATTERN];
+    fn head(&self, to: To, seen: Seen, len: usize, check: u64) -> [u8; HEAD_BYTES] {
+        let mut head = [0; HEAD_BYTES];
         head[..6].copy_from_slice(&to.mac());
         head[6..12].copy_from_slice(&mac(seen.sender));
         head[12..HEADER.end].copy_from_slice(&ETHERTYPE);
@@ -153,7 +163,7 @@ impl Codec {
 
     fn pattern(&self, check: u64, len: usize) -> &[u8] {
         let [start, ..] = check.to_ne_bytes();
-        &self.noise[usize::from(start)..][..len - PATTERN]
+        &self.noise[usize::from(start)..][..len - HEAD_BYTES]
     }
 }
 
@@ -213,16 +223,13 @@ mod tests {
     #[test]
     fn a_frame_made_of_two_is_damaged() {
         let codec = Codec::new(7);
+        let next = Seen {
+            sequence: SEEN.sequence + 1,
+            ..SEEN
+        };
         let (mut first, mut second) = (vec![0; 1514], vec![0; 1514]);
         codec.write(&mut first, To::All, SEEN);
-        codec.write(
-            &mut second,
-            To::All,
-            Seen {
-                sequence: SEEN.sequence + 1,
-                ..SEEN
-            },
-        );
+        codec.write(&mut second, To::All, next);
         first[700..].copy_from_slice(&second[700..]);
         assert_eq!(codec.read(&first, 1514, |_| To::All), Err(Bad::Damaged));
     }

@@ -1,18 +1,20 @@
 //! What the threads of a load do: one per sender, one per receiver.
 
 use std::array;
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::AsRawFd;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fabric::{BATCH_FRAMES, Batch};
+use netio::mmsg;
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, MultiHeaders, UnixAddr, recv, recvmmsg, sendmmsg};
+use nix::sys::socket::{MsgFlags, MultiHeaders, UnixAddr, recv, sendmmsg};
 
 use crate::flow::Flow;
-use crate::frame::{Bad, Codec, HELLO, LONGEST, SHORTEST, Seen, To};
+use crate::frame::{Bad, Codec, HEAD_BYTES, HELLO, LONGEST, SHORTEST, Seen, To};
 use crate::load::{Calls, Full, Load, LoadError};
 use crate::port::Port;
 use crate::stop::Stop;
@@ -22,7 +24,7 @@ const BLOCKED: Duration = Duration::from_millis(100);
 /// Time for one port's first frame to reach all others.
 const INTRODUCTION: Duration = Duration::from_secs(10);
 /// Frames taken with one call.
-const VECTOR: usize = 64;
+const VECTOR: usize = BATCH_FRAMES;
 /// Frames sent with one call.
 const SEND_VECTOR: usize = 32;
 /// How long a sender sleeps that is ahead of its rate.
@@ -174,7 +176,7 @@ fn say_hello(shared: &Shared, from: u16) -> Result<(), LoadError> {
         sequence: HELLO,
     };
     shared.codec.write(&mut frame, To::All, seen);
-    match offer_one(&shared.ports[usize::from(from)], &frame, MsgFlags::empty()) {
+    match shared.ports[usize::from(from)].send(&frame, MsgFlags::empty()) {
         Ok(()) | Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
         Err(source) => Err(LoadError::Send { port: from, source }),
     }
@@ -214,7 +216,7 @@ pub(crate) fn send(shared: &Shared, number: u16) -> Sent {
         Calls::Single => 1,
         Calls::Vector => SEND_VECTOR,
     };
-    let mut slab = vec![0; load.size * vector];
+    let mut outbox = Outbox::new(port);
     let mut sent = Sent::default();
     let started = Instant::now();
     while !shared.is_stopped() {
@@ -232,14 +234,7 @@ pub(crate) fn send(shared: &Shared, number: u16) -> Sent {
             thread::sleep(PACE);
             continue;
         }
-        for (sequence, frame) in (sent.offered..).zip(slab.chunks_mut(load.size).take(count)) {
-            let seen = Seen {
-                sender: number,
-                sequence,
-            };
-            shared.codec.write(frame, load.to(number), seen);
-        }
-        match offer(port, &slab, load, count) {
+        match outbox.offer(shared, number, sent.offered, count) {
             Ok(taken) => {
                 sent.offered += taken as u64;
                 shared.offered[usize::from(number)].set(sent.offered);
@@ -256,6 +251,57 @@ pub(crate) fn send(shared: &Shared, number: u16) -> Sent {
     sent
 }
 
+/// What a sender sends with, made once.
+struct Outbox<'a> {
+    port: &'a Port,
+    headers: MultiHeaders<UnixAddr>,
+    to: [Option<UnixAddr>; SEND_VECTOR],
+}
+
+impl<'a> Outbox<'a> {
+    fn new(port: &'a Port) -> Self {
+        Self {
+            port,
+            headers: MultiHeaders::preallocate(SEND_VECTOR, None),
+            to: [port.switch().copied(); SEND_VECTOR],
+        }
+    }
+
+    /// Sends `count` frames, numbered from `first` on; returns how many the switch has taken. The kernel gathers each
+    /// from its two parts.
+    fn offer(&mut self, shared: &Shared, sender: u16, first: u64, count: usize) -> Result<usize, Errno> {
+        let load = &shared.load;
+        let (to, size) = (load.to(sender), load.size);
+        let flags = match load.full {
+            Full::Block => MsgFlags::empty(),
+            Full::Refuse => MsgFlags::MSG_DONTWAIT,
+        };
+        let seen = |sequence| Seen { sender, sequence };
+        if count == 1 {
+            let mut frame = [0; LONGEST];
+            shared.codec.write(&mut frame[..size], to, seen(first));
+            return self.port.send(&frame[..size], flags).map(|()| 1);
+        }
+        let mut parts = [([0; HEAD_BYTES], &[][..]); SEND_VECTOR];
+        for (sequence, part) in (first..).zip(&mut parts[..count]) {
+            *part = shared.codec.make(size, to, seen(sequence));
+        }
+        let slices: [_; SEND_VECTOR] = array::from_fn(|i| {
+            let (head, pattern) = &parts[i];
+            [IoSlice::new(head), IoSlice::new(pattern)]
+        });
+        sendmmsg(
+            self.port.as_raw_fd(),
+            &mut self.headers,
+            &slices[..count],
+            &self.to[..count],
+            [],
+            flags,
+        )
+        .map(Iterator::count)
+    }
+}
+
 /// Frames a sender has to send now to keep its rate.
 #[expect(
     clippy::cast_possible_truncation,
@@ -265,34 +311,6 @@ pub(crate) fn send(shared: &Shared, number: u16) -> Sent {
 fn due(rate: u32, started: Instant, tried: u64) -> u64 {
     let by_now = (started.elapsed().as_secs_f64() * f64::from(rate)).floor() as u64 + 1;
     by_now.saturating_sub(tried)
-}
-
-/// Sends the first `count` frames of the slab; returns how many the switch has taken.
-fn offer(port: &Port, slab: &[u8], load: &Load, count: usize) -> Result<usize, Errno> {
-    let flags = match load.full {
-        Full::Block => MsgFlags::empty(),
-        Full::Refuse => MsgFlags::MSG_DONTWAIT,
-    };
-    if count == 1 {
-        return offer_one(port, &slab[..load.size], flags).map(|()| 1);
-    }
-    let mut headers = MultiHeaders::<UnixAddr>::preallocate(count, None);
-    let mut frames = slab.chunks(load.size);
-    let slices: [_; SEND_VECTOR] = array::from_fn(|_| [IoSlice::new(frames.next().unwrap_or_default())]);
-    let to = [port.switch().copied(); SEND_VECTOR];
-    sendmmsg(
-        port.as_raw_fd(),
-        &mut headers,
-        &slices[..count],
-        &to[..count],
-        [],
-        flags,
-    )
-    .map(Iterator::count)
-}
-
-fn offer_one(port: &Port, frame: &[u8], flags: MsgFlags) -> Result<(), Errno> {
-    port.send(frame, flags)
 }
 
 /// A receiver: checks frames until it is told to stop.
@@ -326,36 +344,20 @@ fn receive_single(shared: &Shared, number: u16, books: &mut Books<'_>) -> Result
 }
 
 fn receive_vector(shared: &Shared, number: u16, books: &mut Books<'_>) -> Result<(), Errno> {
-    let fd = shared.ports[usize::from(number)].as_raw_fd();
-    let mut slab = vec![0; BUFFER * VECTOR];
-    let mut lens = [0; VECTOR];
-    // An address is received with each frame, although nobody asks for it: nix offers no call without.
-    let mut headers = MultiHeaders::<UnixAddr>::preallocate(VECTOR, None);
+    let port = &shared.ports[usize::from(number)];
+    // One byte more than a frame has, so that a frame grown on the way is seen as such.
+    let mut batch = Batch::new(shared.load.size + 1, VECTOR);
     while !books.is_closed() {
-        let mut buffers = slab.chunks_mut(BUFFER);
-        let mut slices: [_; VECTOR] = array::from_fn(|_| {
-            [IoSliceMut::new(
-                buffers.next().expect("the slab has VECTOR buffers"),
-            )]
-        });
-        let arrived = match recvmmsg(fd, &mut headers, &mut slices, MsgFlags::MSG_WAITFORONE, None) {
-            Ok(arrived) => arrived,
-            Err(Errno::EAGAIN) => {
-                books.silence();
-                continue;
+        match mmsg::receive_waiting(port.as_fd(), &mut batch) {
+            Ok(_) => {
+                for i in batch.all() {
+                    books.enter(batch.frame(i));
+                }
+                books.publish();
             }
-            Err(Errno::EINTR) => continue,
-            Err(other) => return Err(other),
-        };
-        let mut count = 0;
-        for message in arrived {
-            lens[count] = message.bytes;
-            count += 1;
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => books.silence(),
+            Err(error) => return Err(Errno::try_from(error).unwrap_or(Errno::EIO)),
         }
-        for (buffer, &len) in slab.chunks(BUFFER).zip(&lens[..count]) {
-            books.enter(&buffer[..len]);
-        }
-        books.publish();
     }
     Ok(())
 }

@@ -53,6 +53,18 @@ impl Heads {
 /// # Errors
 /// As recvmmsg(2); `WouldBlock` if there is nothing.
 pub fn receive(socket: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<usize> {
+    receive_plain(socket, batch, libc::MSG_DONTWAIT)
+}
+
+/// The same as [`receive`], but waits for the first frame as long as the socket does.
+///
+/// # Errors
+/// As recvmmsg(2); `WouldBlock` if the socket does not wait, or its time is over.
+pub fn receive_waiting(socket: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<usize> {
+    receive_plain(socket, batch, libc::MSG_WAITFORONE)
+}
+
+fn receive_plain(socket: BorrowedFd<'_>, batch: &mut Batch, wait: libc::c_int) -> io::Result<usize> {
     batch.clear();
     let mut parts = [[EMPTY_IOVEC]; BATCH_FRAMES];
     let mut count = 0;
@@ -62,7 +74,7 @@ pub fn receive(socket: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<usize> {
     }
     let mut messages = messages(&mut parts[..count]);
     // SAFETY: each message points at one whole buffer of `batch`, borrowed mutably and disjoint.
-    let received = unsafe { receive_messages(socket, &mut messages[..count]) }?;
+    let received = unsafe { receive_messages(socket, &mut messages[..count], wait) }?;
     batch.filled(lengths(&messages[..received], 0));
     Ok(received)
 }
@@ -81,7 +93,7 @@ pub fn receive_behind(socket: BorrowedFd<'_>, batch: &mut Batch, heads: &mut Hea
     }
     let mut messages = messages(&mut parts[..count]);
     // SAFETY: each message points at an element of `heads` and a whole buffer of `batch`, borrowed mutably and disjoint.
-    let received = unsafe { receive_messages(socket, &mut messages[..count]) }?;
+    let received = unsafe { receive_messages(socket, &mut messages[..count], libc::MSG_DONTWAIT) }?;
     for (total, length) in heads.totals.iter_mut().zip(lengths(&messages[..received], 0)) {
         *total = length;
     }
@@ -160,15 +172,16 @@ pub(crate) fn lengths(messages: &[libc::mmsghdr], header: usize) -> impl Iterato
     lengths.map(move |length| length.saturating_sub(header))
 }
 
-/// Receives as many messages as are there. Never waits.
+/// Receives as many messages as are there, with a flag that says how to wait for them.
 ///
 /// # Safety
 /// All that the messages point at outlives the call, and nobody else has it.
 pub(crate) unsafe fn receive_messages(
     socket: BorrowedFd<'_>,
     messages: &mut [libc::mmsghdr],
+    wait: libc::c_int,
 ) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    let flags = wait | libc::MSG_TRUNC;
     // SAFETY: as the caller says; there are as many messages as are passed, and no time-out.
     retry_eintr(|| unsafe {
         count_of(libc::recvmmsg(
@@ -288,6 +301,20 @@ mod tests {
             received += n;
         }
         assert_eq!(received, sent);
+    }
+
+    #[test]
+    fn waiting_ends_with_the_first_frame_or_the_time() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        let mut batch = Batch::new(1518, 4);
+        let sender = std::thread::spawn(move || a.send(&[3; 60]).map(|_| a));
+        assert_eq!(receive_waiting(b.as_fd(), &mut batch).unwrap(), 1);
+        assert_eq!(batch.frame(0), [3; 60]);
+        let _a = sender.join().unwrap().unwrap();
+        b.set_read_timeout(Some(std::time::Duration::from_millis(10)))
+            .unwrap();
+        let error = receive_waiting(b.as_fd(), &mut batch).unwrap_err();
+        assert_eq!((error.kind(), batch.len()), (io::ErrorKind::WouldBlock, 0));
     }
 
     #[test]

@@ -233,7 +233,7 @@ pub fn receive(
     }
     // SAFETY: each message points at a header of `asides`, a whole buffer of `batch` and an aligned control buffer of the
     // size it says, all borrowed mutably and disjoint.
-    let received = unsafe { receive_messages(socket, &mut messages[..count]) }?;
+    let received = unsafe { receive_messages(socket, &mut messages[..count], libc::MSG_DONTWAIT) }?;
     for ((aside, message), control) in asides.iter_mut().zip(&messages[..received]).zip(&controls) {
         control.read(message.msg_hdr.msg_controllen, aside);
     }

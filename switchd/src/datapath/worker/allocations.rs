@@ -20,7 +20,7 @@ const DOMAIN: DomainId = DomainId(1);
 const FRAMES: usize = 32;
 const BATCHES: usize = 200;
 
-/// A worker with one domain, and the guests' ends of its three ports.
+/// A worker with one domain, and the guests' ends of its ports.
 struct Bench {
     worker: Worker,
     guests: Vec<Socket>,
