@@ -2,6 +2,7 @@
 //!
 //! Thin and without policy: a call retries `EINTR` and nothing else. Sources: the man pages named at each item.
 
+mod foreign;
 pub mod mmsg;
 pub mod packet;
 #[cfg(feature = "pcap")]

@@ -15,6 +15,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use virtio::{Memory, OutOfRange};
 
+use crate::foreign;
+
 /// Most regions of one guest: as many as a vhost-user message has.
 pub const REGIONS: usize = 8;
 
@@ -93,6 +95,7 @@ impl SharedMemory {
     }
 
     /// Where a range is for us. It stays there for as long as `self` lives.
+    #[inline]
     fn place(&self, address: u64, bytes: u64) -> Result<*mut u8, OutOfRange> {
         self.mappings
             .iter()
@@ -100,6 +103,7 @@ impl SharedMemory {
             .ok_or(OutOfRange(address))
     }
 
+    #[inline]
     fn word(&self, address: u64) -> Result<&AtomicU16, OutOfRange> {
         let place = self.place(address, 2)?.cast::<u16>();
         if !place.is_aligned() {
@@ -112,30 +116,40 @@ impl SharedMemory {
 }
 
 impl Memory for SharedMemory {
+    #[inline]
     fn has(&self, address: u64, bytes: u64) -> bool {
         self.place(address, bytes).is_ok()
     }
 
+    #[inline]
     fn read(&self, address: u64, into: &mut [u8]) -> Result<(), OutOfRange> {
         let from = self.place(address, into.len() as u64)?;
-        // SAFETY: so many bytes at `from` are mapped, and none of them is in `into`, which is memory of our own. They may
-        // change while they are copied; the C library copies bytes and believes nothing about them.
-        unsafe { libc::memcpy(into.as_mut_ptr().cast(), from.cast(), into.len()) };
+        // SAFETY: so many bytes at `from` are mapped, and `into` is memory of our own, borrowed for us alone.
+        unsafe { foreign::copy(from, into.as_mut_ptr(), into.len()) };
         Ok(())
     }
 
+    #[inline]
     fn write(&self, address: u64, from: &[u8]) -> Result<(), OutOfRange> {
         let into = self.place(address, from.len() as u64)?;
-        // SAFETY: so many bytes at `into` are mapped, and none of them is in `from`, which is memory of our own. No
-        // reference of this process leads there.
-        unsafe { libc::memcpy(into.cast(), from.as_ptr().cast(), from.len()) };
+        // SAFETY: so many bytes at `into` are mapped, and `from` is memory of our own, which nobody changes meanwhile.
+        unsafe { foreign::copy(from.as_ptr(), into, from.len()) };
         Ok(())
     }
 
+    #[inline]
+    fn prefetch(&self, address: u64, bytes: usize, to_write: bool) {
+        if let Ok(place) = self.place(address, bytes as u64) {
+            foreign::prefetch(place, bytes, to_write);
+        }
+    }
+
+    #[inline]
     fn load(&self, address: u64) -> Result<u16, OutOfRange> {
         Ok(u16::from_le(self.word(address)?.load(Ordering::Acquire)))
     }
 
+    #[inline]
     fn store(&self, address: u64, value: u16) -> Result<(), OutOfRange> {
         self.word(address)?.store(value.to_le(), Ordering::Release);
         Ok(())
@@ -189,6 +203,7 @@ impl Mapping {
         })
     }
 
+    #[inline]
     fn place(&self, address: u64, bytes: u64) -> Option<*mut u8> {
         let offset = address.checked_sub(self.region.guest)?;
         let fits = offset <= self.region.bytes && bytes <= self.region.bytes - offset;

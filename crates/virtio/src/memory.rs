@@ -17,6 +17,9 @@ pub trait Memory {
     /// If not all of the range is there; then nothing is copied.
     fn write(&self, address: u64, from: &[u8]) -> Result<(), OutOfRange>;
 
+    /// Says that a range will soon be read, or written.
+    fn prefetch(&self, _address: u64, _bytes: usize, _to_write: bool) {}
+
     /// Loads a word (little-endian, on an even address) before anything that is read later.
     ///
     /// # Errors

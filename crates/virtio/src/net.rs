@@ -126,6 +126,7 @@ impl Device {
     fn try_receive(&mut self, memory: &impl Memory, batch: &mut Batch) -> Result<Received, RingError> {
         batch.clear();
         let ready = self.from_guest.ready(memory)?.min(self.rest.unwrap_or(u16::MAX));
+        self.from_guest.prefetch(memory, batch.capacity());
         let mut taken = 0;
         while taken < ready && self.take(memory, batch)? {
             taken += 1;
@@ -195,6 +196,7 @@ impl Device {
     /// If there is anything wrong with the ring.
     pub fn send(&mut self, memory: &impl Memory, batch: &Batch, frames: FrameSet) -> Result<Sent, RingError> {
         let mut ready = self.to_guest.ready(memory)?;
+        self.to_guest.prefetch(memory, frames.len());
         let mut sent = 0;
         let mut end = End::Done;
         for index in frames.iter() {

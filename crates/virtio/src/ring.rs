@@ -22,6 +22,9 @@ pub const LONGEST_CHAIN: usize = 1024;
 const DESCRIPTOR_BYTES: u64 = 16;
 const USED_BYTES: u64 = 8;
 
+/// So much of a buffer is fetched before it is used: a header and a short frame. Of more, the processor finds the rest.
+const BEGINNING: usize = 128;
+
 /// Flags of a descriptor.
 mod descriptor {
     pub(super) const NEXT: u16 = 1;
@@ -213,16 +216,50 @@ impl Ring {
         Ok(ready)
     }
 
-    /// Adds the buffers of the chain `ahead` places behind the next one, which must be available, and returns its head.
-    ///
-    /// # Errors
-    /// If there is anything wrong with it.
-    pub fn chain(&self, memory: &impl Memory, ahead: u16, chain: &mut Chain) -> Result<u16, RingError> {
+    /// Has the next chains fetched, at most so many: their descriptors and the places they will be handed back at, all at
+    /// once, and then the beginnings of all their first buffers. Another processor has just had them, and to wait for one
+    /// after the other takes longer than all that is then done with them.
+    pub fn prefetch(&self, memory: &impl Memory, chains: usize) {
+        let ready = self.seen.wrapping_sub(self.next);
+        let chains = u16::try_from(chains).unwrap_or(u16::MAX).min(ready);
+        let place = self.used & (self.layout.size - 1);
+        let entries = chains.min(self.layout.size - place);
+        let used = self.layout.used + 4 + USED_BYTES * u64::from(place);
+        memory.prefetch(used, 8 * usize::from(entries), true);
+        for ahead in 0..chains {
+            if let Ok(head) = self.head(memory, ahead) {
+                memory.prefetch(self.descriptor(head), 16, false);
+            }
+        }
+        for ahead in 0..chains {
+            if let Ok(head) = self.head(memory, ahead)
+                && let Ok(entry) = Descriptor::read(memory, self.descriptor(head))
+            {
+                let bytes = BEGINNING.min(entry.bytes as usize);
+                memory.prefetch(entry.address, bytes, self.way == Way::ToGuest);
+            }
+        }
+    }
+
+    fn head(&self, memory: &impl Memory, ahead: u16) -> Result<u16, RingError> {
         let place = self.next.wrapping_add(ahead) & (self.layout.size - 1);
         let head = memory.load(self.layout.available + 4 + 2 * u64::from(place))?;
         if head >= self.layout.size {
             return Err(RingError::Head(head));
         }
+        Ok(head)
+    }
+
+    fn descriptor(&self, index: u16) -> u64 {
+        self.layout.descriptors + DESCRIPTOR_BYTES * u64::from(index)
+    }
+
+    /// Adds the buffers of the chain `ahead` places behind the next one, which must be available, and returns its head.
+    ///
+    /// # Errors
+    /// If there is anything wrong with it.
+    pub fn chain(&self, memory: &impl Memory, ahead: u16, chain: &mut Chain) -> Result<u16, RingError> {
+        let head = self.head(memory, ahead)?;
         let mut table = self.layout.descriptors;
         let mut entries = usize::from(self.layout.size);
         let mut index = head;
