@@ -9,7 +9,7 @@ use proto::uml::{self, Kind, Progress, Version};
 use proto::vhost;
 use proto::wire::{Counter, Endpoint, GreSpec, L2tpv3Spec};
 use virtio::config::Features;
-use virtio::net::LONGEST_FRAME;
+use virtio::net::{LONGEST_FRAME, Lender};
 use virtio::{Device, Driver, Memory, Ram};
 
 /// A request to become a port: however it is cut, it is read or refused, and what is read can be written.
@@ -253,6 +253,28 @@ pub fn virtio_ring(bytes: &[u8]) {
             // Chains of 1,024 buffers, each of all there is.
             assert!(batch.wire_len(i) <= 1024 * MEMORY);
             let _ = batch.work(i).header();
+            assert!(batch.frame(i).len() <= batch.wire_len(i));
+        }
+        // What is lent is sent on, to the same memory, fetched, given back, or forgotten.
+        if !batch.lent().is_empty() {
+            let lender = Lender {
+                device: &device,
+                memory: &memory,
+            };
+            if let Ok(mut other) = Device::new(rings, features, &memory) {
+                let _ = other.send(&memory, &batch, batch.all(), Some(&lender));
+            }
+            match choice >> 4 & 3 {
+                0 => {}
+                1 => drop(device.release(&memory)),
+                _ => {
+                    let all = batch.all();
+                    if device.fetch(&memory, &mut batch, all).is_ok() {
+                        batch.keep(all);
+                    }
+                    let _ = device.release(&memory);
+                }
+            }
         }
     }
     assert!(frames <= 4 * fabric::BATCH_FRAMES);
@@ -262,7 +284,7 @@ pub fn virtio_ring(bytes: &[u8]) {
     }
     let mut rest = batch.all();
     for _ in 0..4 {
-        let Ok(sent) = device.send(&memory, &batch, rest) else {
+        let Ok(sent) = device.send(&memory, &batch, rest, None) else {
             break;
         };
         rest = rest.skip(sent.frames);

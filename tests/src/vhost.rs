@@ -70,6 +70,12 @@ impl Memory for Shared {
         self.0.write_all_at(from, place).map_err(|_| OutOfRange(address))
     }
 
+    fn copy_to(&self, from: u64, other: &Self, into: u64, bytes: usize) -> Result<(), OutOfRange> {
+        let mut copy = vec![0; bytes];
+        self.read(from, &mut copy)?;
+        other.write(into, &copy)
+    }
+
     fn load(&self, address: u64) -> Result<u16, OutOfRange> {
         let mut word = [0; 2];
         self.read(address, &mut word).map(|()| u16::from_le_bytes(word))

@@ -9,6 +9,9 @@ use crate::plan::DropReason;
 /// Most frames a batch holds: one bit each in a [`FrameSet`].
 pub const BATCH_FRAMES: usize = 64;
 
+/// So much of a lent frame is in the batch: all headers of all but the strangest, which are never lent.
+pub const HEAD_BYTES: usize = 256;
+
 /// Buffers start on a multiple of this, so that no two of them share a cache line of the slab.
 const STRIDE_BYTES: usize = 64;
 
@@ -17,6 +20,9 @@ const STRIDE_BYTES: usize = 64;
 /// The receiver fills buffers from the first on and then says how long each frame was ([`Batch::filled`]); or, where it
 /// knows the length beforehand, it takes a buffer for one frame after the other ([`Batch::append`]). Bytes of earlier
 /// frames stay behind in the slab, but [`Batch::frame`] never shows them.
+///
+/// Of a frame that is *lent* ([`Batch::lend`]) the batch has only the head, and room for the rest. That is where the
+/// frame came from, until it is copied from there to where it goes, or to the batch.
 pub struct Batch {
     slab: Box<[u8]>,
     frame_bytes: usize,
@@ -28,6 +34,8 @@ pub struct Batch {
     /// What is still to be done to the frames in `unfinished`.
     work: Box<[Work]>,
     unfinished: FrameSet,
+    /// The frames of which the batch has the heads alone.
+    lent: FrameSet,
     /// Why the frames in `refused` are to be dropped.
     reasons: Box<[DropReason]>,
     refused: FrameSet,
@@ -54,6 +62,7 @@ impl Batch {
             len: 0,
             work: vec![Work::default(); frames].into_boxed_slice(),
             unfinished: FrameSet::EMPTY,
+            lent: FrameSet::EMPTY,
             reasons: vec![DropReason::Malformed; frames].into_boxed_slice(),
             refused: FrameSet::EMPTY,
         }
@@ -104,6 +113,7 @@ impl Batch {
     pub fn clear(&mut self) {
         self.len = 0;
         self.unfinished = FrameSet::EMPTY;
+        self.lent = FrameSet::EMPTY;
         self.refused = FrameSet::EMPTY;
     }
 
@@ -117,12 +127,13 @@ impl Batch {
         FrameSet::first_n(self.len)
     }
 
-    /// The bytes of frame `i`, as many as the buffer could hold.
+    /// The bytes of frame `i`, as many as the buffer could hold; the first [`HEAD_BYTES`] of one that is lent.
     ///
     /// # Panics
     /// If there is no frame `i`.
     pub fn frame(&self, i: usize) -> &[u8] {
-        let bytes = self.wire_len(i).min(self.frame_bytes);
+        let whole = self.wire_len(i).min(self.frame_bytes);
+        let bytes = if self.lent.contains(i) { HEAD_BYTES } else { whole };
         &self.slab[self.starts[i]..][..bytes]
     }
 
@@ -169,7 +180,7 @@ impl Batch {
             return None;
         }
         if self.is_packed() {
-            let end = |last: usize| self.starts[last] + self.frame(last).len();
+            let end = |last: usize| self.starts[last] + self.wire_len(last).min(self.frame_bytes);
             let start = self
                 .len
                 .checked_sub(1)
@@ -210,6 +221,44 @@ impl Batch {
             }
             Err(BadHeader) => self.refuse(i, DropReason::Malformed),
         }
+    }
+
+    /// Says that the batch has only the head of frame `i`, and what header came with it; false, and nothing is said, if
+    /// that is more than the head bears out.
+    ///
+    /// # Panics
+    /// If there is no frame `i`, or one that is cut or no longer than a head.
+    pub fn lend(&mut self, i: usize, header: [u8; VNET_HEADER_BYTES]) -> bool {
+        assert!(!self.is_cut(i), "a frame that is lent is to be had whole");
+        // What the head bears out, the frame does.
+        let Ok(work) = Work::new(header, &self.frame(i)[..HEAD_BYTES]) else {
+            return false;
+        };
+        if !work.is_done() {
+            self.work[i] = work;
+            self.unfinished.insert(i);
+        }
+        self.lent.insert(i);
+        true
+    }
+
+    /// The frames of which the batch has the heads alone.
+    pub fn lent(&self) -> FrameSet {
+        self.lent
+    }
+
+    /// Room for what is missing of frame `i`, to be filled before [`Batch::keep`].
+    ///
+    /// # Panics
+    /// If there is no frame `i`, or one that is cut or no longer than a head.
+    pub fn rest_mut(&mut self, i: usize) -> &mut [u8] {
+        let bytes = self.wire_len(i);
+        &mut self.slab[self.starts[i]..][..bytes][HEAD_BYTES..]
+    }
+
+    /// Says that the batch has all of these frames now.
+    pub fn keep(&mut self, frames: FrameSet) {
+        self.lent = self.lent.without(frames);
     }
 
     /// The frames that are not finished: to be summed or cut before they go to a port that cannot do it.
@@ -353,6 +402,36 @@ mod tests {
             assert!(batch.append(0).is_some());
         }
         assert!(batch.append(0).is_none());
+    }
+
+    #[test]
+    fn of_a_lent_frame_only_the_head_is_shown() {
+        let mut batch = Batch::packed(2000, 4096);
+        for value in [1, 2] {
+            batch.append(1000).unwrap().fill(value);
+        }
+        assert!(batch.lend(0, [0; VNET_HEADER_BYTES]));
+        let mut header = [0; VNET_HEADER_BYTES];
+        // A checksum in the payload, which the head does not show.
+        header[0] = 1;
+        header[6..8].copy_from_slice(&600_u16.to_ne_bytes());
+        assert!(!batch.lend(1, header));
+        assert_eq!((batch.lent(), batch.unfinished()), (FrameSet(1), FrameSet::EMPTY));
+        assert_eq!((batch.frame(0), batch.wire_len(0)), (&[1; HEAD_BYTES][..], 1000));
+        assert_eq!(batch.frame(1), [2; 1000]);
+        let third = batch.append(500).unwrap();
+        third.fill(3);
+        batch.rest_mut(0).fill(4);
+        batch.keep(FrameSet(1));
+        assert_eq!(
+            (batch.frame(0).len(), batch.frame(0)[HEAD_BYTES..].len()),
+            (1000, 744)
+        );
+        assert!(batch.frame(0)[HEAD_BYTES..].iter().all(|&byte| byte == 4));
+        assert_eq!((batch.frame(1), batch.frame(2)), (&[2; 1000][..], &[3; 500][..]));
+        assert!(batch.lend(2, [0; VNET_HEADER_BYTES]));
+        batch.clear();
+        assert!(batch.lent().is_empty());
     }
 
     #[test]

@@ -207,9 +207,9 @@ impl Domain {
             return Err(DropReason::Runt);
         };
         // Of a frame that is to be cut, the longest segment counts.
-        let longest = batch.work(i).longest_segment(bytes.len());
-        let behind_headers = frame.payload_len() - (bytes.len() - longest);
-        if longest > self.mtu + HEADER_BYTES && behind_headers > self.mtu {
+        let longest = batch.work(i).longest_segment(batch.wire_len(i));
+        let headers = bytes.len() - frame.payload_len();
+        if longest > self.mtu + HEADER_BYTES && longest - headers > self.mtu {
             return Err(DropReason::Giant);
         }
         Ok(frame)

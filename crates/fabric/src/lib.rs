@@ -27,7 +27,7 @@ pub mod offload;
 pub mod plan;
 pub mod port;
 
-pub use batch::{BATCH_FRAMES, Batch};
+pub use batch::{BATCH_FRAMES, Batch, HEAD_BYTES};
 pub use domain::{Domain, Mode, Settings, SettingsError};
 pub use fdb::{Fdb, FdbRow, StaticError};
 pub use filter::{Filter, FilterError, Instruction};

@@ -4,7 +4,7 @@
 //! (`F_SEAL_SHRINK`) would prevent that, but UML maps unlinked files that cannot be sealed; copying by pread(2) or
 //! process_vm_readv(2) would cost a system call for each of a frame's pieces. So there is a handler: it puts memory of
 //! our own in the place of the whole mapping, marks it as broken, and lets the access go on. Whoever uses the mapping
-//! asks [`SharedMemory::is_whole`] afterwards and gives it up.
+//! asks [`Memory::is_whole`] afterwards and gives it up.
 
 use std::fs::File;
 use std::io;
@@ -87,13 +87,6 @@ impl SharedMemory {
         Some(region.guest + (user - region.user))
     }
 
-    /// False once a part of it was not there when it was used: what was read since then means nothing.
-    pub fn is_whole(&self) -> bool {
-        self.mappings
-            .iter()
-            .all(|mapping| !SLOTS[mapping.slot].broken.load(Ordering::Acquire))
-    }
-
     /// Where a range is for us. It stays there for as long as `self` lives.
     #[inline]
     fn place(&self, address: u64, bytes: u64) -> Result<*mut u8, OutOfRange> {
@@ -135,6 +128,20 @@ impl Memory for SharedMemory {
         // SAFETY: so many bytes at `into` are mapped, and `from` is memory of our own, which nobody changes meanwhile.
         unsafe { foreign::copy(from.as_ptr(), into, from.len()) };
         Ok(())
+    }
+
+    fn copy_to(&self, from: u64, other: &Self, into: u64, bytes: usize) -> Result<(), OutOfRange> {
+        let from = self.place(from, bytes as u64)?;
+        let into = other.place(into, bytes as u64)?;
+        // SAFETY: so many bytes are mapped at both places, both in memory of guests.
+        unsafe { foreign::copy(from, into, bytes) };
+        Ok(())
+    }
+
+    fn is_whole(&self) -> bool {
+        self.mappings
+            .iter()
+            .all(|mapping| !SLOTS[mapping.slot].broken.load(Ordering::Acquire))
     }
 
     #[inline]
@@ -495,6 +502,34 @@ mod tests {
         // The next mapping in its slot is a new one.
         drop(broken);
         assert!(map(&other, REGION).unwrap().is_whole());
+    }
+
+    #[test]
+    fn bytes_go_from_one_guest_to_another_as_long_as_both_are_there() {
+        let (one, two) = (file(0x4000), file(0x4000));
+        let (from, into) = (map(&one, REGION).unwrap(), map(&two, REGION).unwrap());
+        one.write_all_at(&[7; 0x800], 0x1800).unwrap();
+        from.copy_to(0x10_0000, &into, 0x10_1801, 0x7ff).unwrap();
+        let mut bytes = [0; 0x800];
+        two.read_exact_at(&mut bytes, 0x3000).unwrap();
+        assert!(bytes[0] == 0 && bytes[1..] == [7; 0x7ff]);
+        for (place, other, count) in [(0x10_1fff, 0x10_0000, 2), (0x10_0000, 0x10_1fff, 2)] {
+            assert_eq!(
+                from.copy_to(place, &into, other, count),
+                Err(OutOfRange(0x10_1fff))
+            );
+        }
+        // Within a guest, and over itself.
+        from.copy_to(0x10_0000, &from, 0x10_0100, 0x800).unwrap();
+        assert!(from.is_whole() && into.is_whole());
+        one.set_len(0).unwrap();
+        from.copy_to(0x10_0000, &into, 0x10_0000, 0x1000).unwrap();
+        assert!(!from.is_whole() && into.is_whole());
+        let (third, other) = (map(&two, REGION).unwrap(), file(0x4000));
+        let cut = map(&other, REGION).unwrap();
+        other.set_len(0x1000).unwrap();
+        third.copy_to(0x10_0000, &cut, 0x10_0000, 0x1000).unwrap();
+        assert!(third.is_whole() && !cut.is_whole());
     }
 
     #[test]

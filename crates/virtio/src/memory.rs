@@ -17,6 +17,17 @@ pub trait Memory {
     /// If not all of the range is there; then nothing is copied.
     fn write(&self, address: u64, from: &[u8]) -> Result<(), OutOfRange>;
 
+    /// Copies from here to another guest's memory, or to another place in this.
+    ///
+    /// # Errors
+    /// If not all of both ranges is there; then nothing is copied.
+    fn copy_to(&self, from: u64, other: &Self, into: u64, bytes: usize) -> Result<(), OutOfRange>;
+
+    /// False once a part of it was not there when it was used: what was read since then means nothing.
+    fn is_whole(&self) -> bool {
+        true
+    }
+
     /// Says that a range will soon be read, or written.
     fn prefetch(&self, _address: u64, _bytes: usize, _to_write: bool) {}
 
@@ -78,6 +89,12 @@ impl Memory for Ram {
         let range = self.range(address, from.len())?;
         self.0.borrow_mut()[range].copy_from_slice(from);
         Ok(())
+    }
+
+    fn copy_to(&self, from: u64, other: &Self, into: u64, bytes: usize) -> Result<(), OutOfRange> {
+        let from = self.range(from, bytes)?;
+        let copy = self.0.borrow()[from].to_vec();
+        other.write(into, &copy)
     }
 
     fn load(&self, address: u64) -> Result<u16, OutOfRange> {

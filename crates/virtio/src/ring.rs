@@ -6,8 +6,8 @@
 //! used          flags u16 | index u16 | size * { head u32 | written u32 } | available event u16     written by us
 //! ```
 //!
-//! The guest makes chains of descriptors available; we look at them in order ([`Ring::chain`]), hand them back in the
-//! same order ([`Ring::complete`]), and tell the guest about many of them at once ([`Ring::publish`]).
+//! The guest makes chains of descriptors available; we look at them in order ([`Ring::chain`]), take them
+//! ([`Ring::take`]), hand them back in the same order ([`Ring::complete`]), and tell the guest about many of them at once ([`Ring::publish`]).
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -309,7 +309,12 @@ impl Ring {
         }
     }
 
-    /// Hands the next chain back, with so many bytes written to it.
+    /// Takes the next chains, which the guest gets back later.
+    pub fn take(&mut self, chains: u16) {
+        self.next = self.next.wrapping_add(chains);
+    }
+
+    /// Hands back the first chain of those that were taken, with so many bytes written to it.
     ///
     /// # Errors
     /// If the ring is no longer there.
@@ -320,7 +325,6 @@ impl Ring {
         entry[4..].copy_from_slice(&written.to_le_bytes());
         memory.write(self.layout.used + 4 + USED_BYTES * u64::from(place), &entry)?;
         self.used = self.used.wrapping_add(1);
-        self.next = self.next.wrapping_add(1);
         Ok(())
     }
 

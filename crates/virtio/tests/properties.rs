@@ -2,12 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
 
-use fabric::{Batch, FrameSet};
+use fabric::{Batch, FrameSet, HEAD_BYTES};
 use proptest::prelude::*;
 use virtio::config::{Features, OFFERED, feature};
-use virtio::net::{End, LONGEST_FRAME};
+use virtio::net::{End, LONGEST_FRAME, Lender};
 use virtio::ring::Way;
-use virtio::{Device, Driver, Memory, Ram, RingError};
+use virtio::{Device, Driver, Memory, OutOfRange, Ram, RingError};
 
 const SIZE: u16 = 16;
 const BUFFERS: u64 = 0x4000;
@@ -63,7 +63,7 @@ fn frames() -> impl Strategy<Value = Vec<(Vec<u8>, Vec<prop::sample::Index>, boo
     let frame = (
         prop_oneof![
             prop::collection::vec(any::<u8>(), 0..200),
-            (1000..3000_usize).prop_map(|bytes| vec![0x5a; bytes]),
+            (1000..6000_usize).prop_map(|bytes| (0..251).cycle().take(bytes).collect()),
         ],
         prop::collection::vec(any::<prop::sample::Index>(), 0..4),
         any::<bool>(),
@@ -107,6 +107,18 @@ proptest! {
             prop_assert!(!sent.is_empty() && pair.from_guest.publish(&pair.memory).unwrap());
             let received = pair.device.receive(&pair.memory, &mut batch).unwrap();
             prop_assert!(!received.more);
+            let long = |&i: &usize| sent[i].len() >= 2048;
+            prop_assert_eq!(batch.lent(), (0..sent.len()).filter(long).collect::<FrameSet>());
+            for i in batch.lent() {
+                prop_assert_eq!((batch.frame(i), batch.wire_len(i)), (&sent[i][..HEAD_BYTES], sent[i].len()));
+            }
+            if !batch.lent().is_empty() {
+                prop_assert!(pair.from_guest.take(&pair.memory).unwrap().is_none());
+                let all = batch.all();
+                pair.device.fetch(&pair.memory, &mut batch, all).unwrap();
+                batch.keep(all);
+                pair.device.release(&pair.memory).unwrap();
+            }
             let got: Vec<_> = (0..batch.len()).map(|i| batch.frame(i).to_vec()).collect();
             prop_assert_eq!(&got, &sent);
             let mut back = 0;
@@ -147,11 +159,12 @@ proptest! {
                 places.insert(head, (slot, bytes));
             }
             pair.to_guest.publish(&pair.memory).unwrap();
-            let sent = pair.device.send(&pair.memory, &batch, rest).unwrap();
+            let sent = pair.device.send(&pair.memory, &batch, rest, None).unwrap();
             rest = rest.skip(sent.frames);
             match sent.end {
                 End::Done => prop_assert!(rest.is_empty()),
                 End::Full => prop_assert!(sent.frames > 0, "a full ring holds one of these"),
+                End::Torn => unreachable!("nothing was lent"),
                 End::TooBig => {
                     prop_assert!(!rest.is_empty());
                     let index = rest.iter().next().unwrap();
@@ -186,6 +199,194 @@ proptest! {
         prop_assert!(too_big.is_empty() || !mergeable);
         prop_assert_eq!(got, expected);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_lent_goes_from_guest_to_guest(
+        bits in (features(), features()),
+        bytes in 2048..5000_usize,
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+        room in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+    ) {
+        let (mut one, mut two) = (pair(bits.0), pair(bits.1));
+        let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
+        let frame: Vec<u8> = (0..251).cycle().take(bytes).collect();
+        let whole = [&vec![0; one.header][..], &frame].concat();
+        one.memory.write(BUFFERS, &whole).unwrap();
+        let buffers = |bytes, cuts: &[_]| {
+            let mut at = BUFFERS;
+            let mut buffers = Vec::new();
+            for piece in pieces(bytes, cuts) {
+                buffers.push((at, u32::try_from(piece).unwrap()));
+                at += piece as u64;
+            }
+            buffers
+        };
+        one.from_guest.add(&one.memory, &buffers(whole.len(), &cuts), Way::FromGuest).unwrap().unwrap();
+        one.from_guest.publish(&one.memory).unwrap();
+        one.device.receive(&one.memory, &mut batch).unwrap();
+        prop_assert_eq!(batch.lent(), FrameSet(1));
+        let needed = two.header + bytes;
+        two.to_guest.add(&two.memory, &buffers(needed, &room), Way::ToGuest).unwrap().unwrap();
+        two.to_guest.publish(&two.memory).unwrap();
+        let lender = Lender { device: &one.device, memory: &one.memory };
+        let sent = two.device.send(&two.memory, &batch, batch.all(), Some(&lender)).unwrap();
+        prop_assert_eq!((sent.frames, sent.end), (1, End::Done));
+        let written = two.to_guest.take(&two.memory).unwrap().unwrap().1;
+        let mut got = vec![0; written as usize];
+        two.memory.read(BUFFERS, &mut got).unwrap();
+        prop_assert_eq!(&got[two.header..], frame);
+        // The guest has its buffers back once they are released, and not before.
+        prop_assert!(one.from_guest.take(&one.memory).unwrap().is_none());
+        one.device.release(&one.memory).unwrap();
+        prop_assert!(one.from_guest.take(&one.memory).unwrap().is_some());
+        prop_assert!(one.from_guest.take(&one.memory).unwrap().is_none());
+    }
+}
+
+/// A guest that has sent one long frame, which is in the batch.
+fn lender() -> (Pair, Batch) {
+    let mut pair = pair(OFFERED);
+    let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
+    pair.memory.write(BUFFERS + 12, &[7; 4000]).unwrap();
+    let halves = [(BUFFERS, 2012), (BUFFERS + 2012, 2000)];
+    pair.from_guest
+        .add(&pair.memory, &halves, Way::FromGuest)
+        .unwrap();
+    pair.from_guest.publish(&pair.memory).unwrap();
+    pair.device.receive(&pair.memory, &mut batch).unwrap();
+    assert_eq!(batch.lent(), FrameSet(1));
+    (pair, batch)
+}
+
+#[test]
+fn a_guest_that_changes_what_it_has_lent_changes_its_payload_alone() {
+    let (mut pair, mut batch) = lender();
+    let (layout, _) = Driver::layout(SIZE, Driver::layout(SIZE, 0x1000).1);
+    // The header, the head, and the payload; then the chain, the available ring and its index.
+    pair.memory.write(BUFFERS, &[0xff; 4012]).unwrap();
+    for place in 0..u64::from(SIZE) {
+        let place = layout.descriptors + 16 * place;
+        virtio::driver::describe(&pair.memory, place, u64::MAX, u32::MAX, 7, u16::MAX).unwrap();
+        pair.memory
+            .store(layout.available + 4 + place % 32, 9999)
+            .unwrap();
+    }
+    let mut other = self::pair(OFFERED);
+    other
+        .to_guest
+        .add(&other.memory, &[(BUFFERS, 5000)], Way::ToGuest)
+        .unwrap();
+    other.to_guest.publish(&other.memory).unwrap();
+    let from = Lender {
+        device: &pair.device,
+        memory: &pair.memory,
+    };
+    let sent = other
+        .device
+        .send(&other.memory, &batch, batch.all(), Some(&from))
+        .unwrap();
+    assert_eq!((sent.frames, sent.end), (1, End::Done));
+    let mut got = [0; 4012];
+    other.memory.read(BUFFERS, &mut got).unwrap();
+    assert_eq!(got[..12], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+    assert!(got[12..][..HEAD_BYTES].iter().all(|&byte| byte == 7));
+    assert!(got[12 + HEAD_BYTES..].iter().all(|&byte| byte == 0xff));
+    pair.device.fetch(&pair.memory, &mut batch, FrameSet(1)).unwrap();
+    batch.keep(FrameSet(1));
+    pair.device.release(&pair.memory).unwrap();
+    assert_eq!(
+        (batch.frame(0)[HEAD_BYTES - 1], batch.frame(0)[HEAD_BYTES]),
+        (7, 0xff)
+    );
+    assert_eq!(batch.frame(0).len(), 4000);
+    assert_eq!(pair.device.positions()[1], 1);
+    let error = pair.device.receive(&pair.memory, &mut batch).map(|_| batch.len());
+    assert_eq!(error, Ok(0));
+}
+
+#[test]
+fn a_frame_without_its_lender_goes_nowhere() {
+    let (pair, batch) = lender();
+    let mut other = self::pair(OFFERED);
+    other
+        .to_guest
+        .add(&other.memory, &[(BUFFERS, 5000)], Way::ToGuest)
+        .unwrap();
+    other.to_guest.publish(&other.memory).unwrap();
+    let sent = other
+        .device
+        .send(&other.memory, &batch, batch.all(), None)
+        .unwrap();
+    assert_eq!((sent.frames, sent.end), (0, End::TooBig));
+    assert_eq!(other.device.positions(), [0, 0]);
+    drop(pair);
+}
+
+/// Memory a part of which is gone once it is copied from.
+struct Torn(Ram, std::cell::Cell<bool>);
+
+impl Memory for Torn {
+    fn has(&self, address: u64, bytes: u64) -> bool {
+        self.0.has(address, bytes)
+    }
+    fn read(&self, address: u64, into: &mut [u8]) -> Result<(), OutOfRange> {
+        self.0.read(address, into)
+    }
+    fn write(&self, address: u64, from: &[u8]) -> Result<(), OutOfRange> {
+        self.0.write(address, from)
+    }
+    fn copy_to(&self, from: u64, other: &Self, into: u64, bytes: usize) -> Result<(), OutOfRange> {
+        self.1.set(true);
+        self.0.copy_to(from, &other.0, into, bytes)
+    }
+    fn is_whole(&self) -> bool {
+        !self.1.get()
+    }
+    fn load(&self, address: u64) -> Result<u16, OutOfRange> {
+        self.0.load(address)
+    }
+    fn store(&self, address: u64, value: u16) -> Result<(), OutOfRange> {
+        self.0.store(address, value)
+    }
+}
+
+#[test]
+fn nobody_is_told_of_frames_whose_lender_has_lost_its_memory() {
+    let (pair, batch) = lender();
+    let from = Torn(pair.memory, false.into());
+    let mut other = self::pair(OFFERED);
+    let memory = Torn(other.memory, false.into());
+    for place in [0, 0x2000] {
+        other
+            .to_guest
+            .add(&memory, &[(BUFFERS + place, 5000)], Way::ToGuest)
+            .unwrap();
+    }
+    other.to_guest.publish(&memory).unwrap();
+    let lender = Lender {
+        device: &pair.device,
+        memory: &from,
+    };
+    let sent = other
+        .device
+        .send(&memory, &batch, batch.all(), Some(&lender))
+        .unwrap();
+    assert_eq!((sent.frames, sent.end, sent.call), (0, End::Torn, false));
+    assert_eq!(other.to_guest.take(&memory).unwrap(), None);
+    assert_eq!(other.device.positions(), [0, 0]);
+    // Its buffers serve for others' frames.
+    let mut whole = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
+    whole.append(60).unwrap().fill(3);
+    let sent = other.device.send(&memory, &whole, whole.all(), None).unwrap();
+    assert_eq!((sent.frames, sent.end), (1, End::Done));
+    assert_eq!(other.to_guest.take(&memory).unwrap().unwrap().1, 72);
+    let mut got = [0; 60];
+    memory.read(BUFFERS + 12, &mut got).unwrap();
+    assert_eq!(got, [3; 60]);
 }
 
 /// One chain of these descriptors (address, length, flags, next), and what becomes of it.
@@ -327,14 +528,14 @@ fn a_frame_waits_until_there_are_buffers_for_all_of_it() {
         pair.to_guest.publish(&pair.memory).unwrap()
     };
     give(&mut pair);
-    let sent = pair.device.send(&pair.memory, &batch, batch.all()).unwrap();
+    let sent = pair.device.send(&pair.memory, &batch, batch.all(), None).unwrap();
     assert_eq!((sent.frames, sent.end, sent.call), (0, End::Full, false));
     assert_eq!(pair.device.watch_room(&pair.memory, true), Ok(false));
     assert!(give(&mut pair));
-    let sent = pair.device.send(&pair.memory, &batch, batch.all()).unwrap();
+    let sent = pair.device.send(&pair.memory, &batch, batch.all(), None).unwrap();
     assert_eq!((sent.frames, sent.end, sent.call), (1, End::Done, true));
     // Buffers that come between the look and the wish for a kick are noticed.
-    let sent = pair.device.send(&pair.memory, &batch, batch.all()).unwrap();
+    let sent = pair.device.send(&pair.memory, &batch, batch.all(), None).unwrap();
     assert_eq!(sent.end, End::Full);
     give(&mut pair);
     assert_eq!(pair.device.watch_room(&pair.memory, true), Ok(true));
@@ -349,7 +550,10 @@ fn a_buffer_too_short_for_a_header_is_an_error() {
         .add(&pair.memory, &[(BUFFERS, 11)], Way::ToGuest)
         .unwrap();
     pair.to_guest.publish(&pair.memory).unwrap();
-    let error = pair.device.send(&pair.memory, &batch, batch.all()).unwrap_err();
+    let error = pair
+        .device
+        .send(&pair.memory, &batch, batch.all(), None)
+        .unwrap_err();
     assert_eq!(error, RingError::Short);
 }
 

@@ -26,7 +26,7 @@ use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use virtio::config::{CONFIG_BYTES, Features, OFFERED, config, feature};
-use virtio::{Device, Layout, RingError};
+use virtio::{Device, Layout, Memory, RingError};
 
 use super::accept::PAUSE;
 use super::domain::Domain;

@@ -4,13 +4,13 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use fabric::{Batch, DropReason, Fdb, FrameSet, Guard, MacAddr, PortId, Range};
-use netio::poll::{Interest, Poller};
+use netio::poll::Interest;
 use tokio::sync::oneshot;
 
 use super::capture::{Feed, FeedId};
 use super::flow::{Admission, Egress, LONGEST_HOLD, Verdict};
 use super::port::{Counters, Link, Parcel, Port, Rest, Rx, Tx};
-use super::worker::{Context, ROOM, Slot, token};
+use super::worker::{Context, Slot, token};
 use super::{NewPort, PortSnapshot, Snapshot};
 
 /// A domain and everything it owns.
@@ -54,6 +54,15 @@ impl Domain {
         let mut parcel = context.pool.take(buffers, context.now);
         let rx = port.link.rx(&mut parcel.batch);
         port.readable = matches!(rx, Rx::More);
+        // Captures and guards look at whole frames.
+        let (all, examined) = (
+            parcel.batch.all(),
+            !self.feeds.is_empty() || !self.guard.is_empty(),
+        );
+        if examined && !port.link.fetch(&mut parcel.batch, all) {
+            parcel.batch.clear();
+            context.dead.push((self.slot, ingress));
+        }
         port.count_rx(&parcel.batch);
         if !self.guard.is_empty() {
             let ageing = self.fabric.settings().ageing;
@@ -69,13 +78,13 @@ impl Domain {
             context.unsent |= feed.offer(&parcel.batch, &plan, ingress, &self.ports);
         }
         if !self.dumps.is_empty() {
-            self.dump(&parcel.batch, plan.accepted(), ingress, context);
+            self.dump(&mut parcel.batch, plan.accepted(), ingress, context);
         }
         for (egress, frames) in plan.egress() {
             if self.dumps.contains(&egress) {
                 continue;
             }
-            let kept = self.send(&parcel.batch, frames, ingress, egress, context);
+            let kept = self.send(&mut parcel.batch, frames, ingress, egress, context);
             if !kept.frames.is_empty() {
                 parcel.owed.push((egress, kept));
             }
@@ -86,20 +95,31 @@ impl Domain {
         if quiet && !context.poll.is_zero() && self.is_polled(ingress) && !context.polled.contains(&entry) {
             context.polled.push(entry);
         }
-        self.settle(ingress, parcel, context);
-        if matches!(rx, Rx::Closed) {
+        if !self.give_back(ingress, &mut parcel) || matches!(rx, Rx::Closed) {
             context.dead.push((self.slot, ingress));
         }
+        self.settle(ingress, parcel, context);
+    }
+
+    /// Gives a guest back what it has lent to a batch. What others are owed of that is kept for them here: the guest may
+    /// need its buffers, or leave. False if there is something wrong with the guest.
+    fn give_back(&mut self, ingress: PortId, parcel: &mut Parcel) -> bool {
+        let Some(port) = self.port_mut(ingress) else {
+            return true;
+        };
+        let sets = parcel.owed.iter().map(|(_, rest)| rest.frames);
+        let owed = sets.fold(FrameSet::EMPTY, |all, frames| all | frames);
+        port.link.fetch(&mut parcel.batch, owed) && port.link.release()
     }
 
     /// Sends frames to the ports that get every frame but their own, as far as they take them at once.
-    fn dump(&mut self, batch: &Batch, frames: FrameSet, ingress: PortId, context: &mut Context) {
+    fn dump(&mut self, batch: &mut Batch, frames: FrameSet, ingress: PortId, context: &mut Context) {
         for index in 0..self.dumps.len() {
             let id = self.dumps[index];
             if id == ingress {
                 continue;
             }
-            match self.tx(batch, Rest::whole(frames), id, context) {
+            match self.tx(batch, Rest::whole(frames), ingress, id, context) {
                 Tx::Done => {}
                 Tx::Full(rest) => {
                     self.discard(batch, rest.frames, id, DropReason::QueueFull, context);
@@ -115,7 +135,7 @@ impl Domain {
     /// Sends frames to a port as far as it takes them; returns what the ingress port is to keep for it.
     fn send(
         &mut self,
-        batch: &Batch,
+        batch: &mut Batch,
         frames: FrameSet,
         ingress: PortId,
         egress: PortId,
@@ -127,7 +147,7 @@ impl Domain {
         let rest = match port.egress.admit(context.now) {
             Admission::Bypass => return self.discard(batch, frames, egress, DropReason::Bypassed, context),
             Admission::Wait => Rest::whole(frames),
-            Admission::Send => match self.tx(batch, Rest::whole(frames), egress, context) {
+            Admission::Send => match self.tx(batch, Rest::whole(frames), ingress, egress, context) {
                 Tx::Done => return Rest::NONE,
                 Tx::Full(rest) if context.hold.is_zero() => {
                     return self.discard(batch, rest.frames, egress, DropReason::QueueFull, context);
@@ -150,13 +170,30 @@ impl Domain {
         rest
     }
 
-    /// Sends frames to a port at once.
-    fn tx(&mut self, batch: &Batch, rest: Rest, egress: PortId, context: &mut Context) -> Tx {
+    /// Sends frames to a port at once. If some of them are lent, the port copies them from where they are, if it can; else
+    /// they are fetched, once for all who are still to get them.
+    fn tx(
+        &mut self,
+        batch: &mut Batch,
+        rest: Rest,
+        ingress: PortId,
+        egress: PortId,
+        context: &mut Context,
+    ) -> Tx {
         let longest_frame = self.fabric.longest_frame();
-        let Some(port) = self.ports.get_mut(egress.index()).and_then(Option::as_mut) else {
+        let Ok([from, Some(port)]) = self.ports.get_disjoint_mut([ingress.index(), egress.index()]) else {
             return Tx::Done;
         };
-        let tx = port.tx(batch, rest, longest_frame);
+        let mut lender = from.as_mut().map(|from| &mut from.link);
+        if let Some(link) = &mut lender
+            && !port.takes_lent(batch, rest.frames)
+            && !link.fetch(batch, rest.frames)
+        {
+            // It is found to be broken when it gets back what it has lent.
+            port.discard(rest.frames, DropReason::Detached);
+            return Tx::Done;
+        }
+        let tx = port.tx(batch, rest, longest_frame, lender.as_deref());
         if !self.feeds.is_empty() && !port.faults.is_empty() {
             let faults = std::mem::take(&mut port.faults);
             for feed in &mut self.feeds {
@@ -259,7 +296,7 @@ impl Domain {
             let owed = parcel.owed.iter().position(|&(port, _)| port == egress);
             let owed = owed.expect("a port waits only for what it keeps");
             let (turn, later) = parcel.owed[owed].1.turn(&parcel.batch);
-            let tx = self.tx(&parcel.batch, turn, egress, context);
+            let tx = self.tx(&mut parcel.batch, turn, ingress, egress, context);
             let Some(port) = self.port_mut(egress) else { return };
             if let Tx::Full(rest) = tx {
                 port.egress.took(turn.less(rest));
@@ -401,7 +438,7 @@ impl Domain {
         if !self.fabric.attach_at(id) {
             return Err(io::Error::from(io::ErrorKind::AlreadyExists));
         }
-        if let Err(error) = watch(&link, &context.poller, token(self.slot, id)) {
+        if let Err(error) = link.watch(&context.poller, token(self.slot, id)) {
             self.fabric.detach(id);
             return Err(error);
         }
@@ -472,11 +509,8 @@ impl Domain {
         self.guard.forget(id);
         self.dumps.retain(|&dump| dump != id);
         self.departed.add(&port.counters);
-        let (rx, tx) = port.link.fds();
-        for fd in [Some(rx), tx].into_iter().flatten() {
-            if let Err(error) = context.poller.remove(fd) {
-                tracing::error!("cannot stop watching port {id}: {error}");
-            }
+        if let Err(error) = port.link.forget(&context.poller) {
+            tracing::error!("cannot stop watching port {id}: {error}");
         }
         if let Some(done) = port.closing.take() {
             let _ = done.send(());
@@ -501,11 +535,8 @@ impl Domain {
             let Some(port) = port else { continue };
             port.queued = false;
             port.armed = false;
-            let (rx, tx) = port.link.fds();
-            for fd in [Some(rx), tx].into_iter().flatten() {
-                if let Err(error) = context.poller.remove(fd) {
-                    tracing::error!("cannot stop watching port {index}: {error}");
-                }
+            if let Err(error) = port.link.forget(&context.poller) {
+                tracing::error!("cannot stop watching port {index}: {error}");
             }
         }
     }
@@ -516,7 +547,7 @@ impl Domain {
         context.unsent |= !self.feeds.is_empty();
         for id in self.fabric.ports().collect::<Vec<_>>() {
             let Some(port) = self.port_mut(id) else { continue };
-            if let Err(error) = watch(&port.link, &context.poller, token(slot, id)) {
+            if let Err(error) = port.link.watch(&context.poller, token(slot, id)) {
                 tracing::error!("cannot watch port {id}: {error}");
                 context.dead.push((slot, id));
                 continue;
@@ -604,19 +635,4 @@ impl Domain {
     fn port_mut(&mut self, id: PortId) -> Option<&mut Port> {
         self.ports.get_mut(id.index())?.as_mut()
     }
-}
-
-fn watch(link: &Link, poller: &Poller, token: u64) -> io::Result<()> {
-    let (rx, tx) = link.fds();
-    poller.add(rx, token, Interest::Read)?;
-    let added = match (tx, link) {
-        (Some(tx), Link::Vhost(_)) => poller.add(tx, token | ROOM, Interest::Read),
-        (Some(tx), _) => poller.add(tx, token, Interest::Nothing),
-        (None, _) => Ok(()),
-    };
-    // What is not closed with the link, as others have it too, would be reported for ever.
-    if added.is_err() {
-        poller.remove(rx)?;
-    }
-    added
 }

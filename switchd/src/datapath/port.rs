@@ -6,11 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant, SystemTime};
 
 use fabric::{Batch, DropReason, Drops, FrameSet, Offloads, PortId};
+use netio::poll::{Interest, Poller};
 use nix::sys::eventfd::EventFd;
 use proto::ctl::Peer;
 use tokio::sync::oneshot;
 
 use super::flow::{Egress, TURN};
+use super::worker::ROOM;
 use super::{bess, nic, stream, tap, uml, vhost, wire};
 
 /// The carrier of a port's frames, settled once per batch.
@@ -99,7 +101,7 @@ impl Rest {
             if spent >= TURN {
                 break;
             }
-            spent += batch.work(i).count(batch.frame(i).len());
+            spent += batch.work(i).count(batch.wire_len(i));
             if turn.frames.is_empty() {
                 spent -= self.segment;
             }
@@ -180,6 +182,29 @@ impl Link {
         }
     }
 
+    /// Has its descriptors watched.
+    pub(crate) fn watch(&self, poller: &Poller, token: u64) -> io::Result<()> {
+        let (rx, tx) = self.fds();
+        poller.add(rx, token, Interest::Read)?;
+        let added = match (tx, self) {
+            (Some(tx), Self::Vhost(_)) => poller.add(tx, token | ROOM, Interest::Read),
+            (Some(tx), _) => poller.add(tx, token, Interest::Nothing),
+            (None, _) => Ok(()),
+        };
+        // What is not closed with the link, as others have it too, would be reported for ever.
+        if added.is_err() {
+            poller.remove(rx)?;
+        }
+        added
+    }
+
+    /// Has them watched no more.
+    pub(crate) fn forget(&self, poller: &Poller) -> io::Result<()> {
+        let (rx, tx) = self.fds();
+        let removed = poller.remove(rx);
+        tx.map_or(Ok(()), |tx| poller.remove(tx)).and(removed)
+    }
+
     /// What may be left undone on frames that go out there.
     fn offloads(&self) -> Offloads {
         match self {
@@ -235,9 +260,32 @@ impl Link {
         }
     }
 
-    fn send(&mut self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
+    /// Copies into a batch that was received here what is lent of these frames; false if that cannot be had any more.
+    pub(crate) fn fetch(&mut self, batch: &mut Batch, frames: FrameSet) -> bool {
         match self {
-            Self::Vhost(link) => link.tx(batch, frames),
+            Self::Vhost(link) if !(batch.lent() & frames).is_empty() => link.fetch(batch, frames).is_ok(),
+            _ => true,
+        }
+    }
+
+    /// Gives back what is lent to the batch that was received here last; false if there is something wrong with whoever
+    /// gets it.
+    pub(crate) fn release(&mut self) -> bool {
+        match self {
+            Self::Vhost(link) => link.release().is_ok(),
+            _ => true,
+        }
+    }
+
+    fn send(&mut self, batch: &Batch, frames: FrameSet, lender: Option<&Self>) -> io::Result<usize> {
+        match self {
+            Self::Vhost(link) => {
+                let lender = match lender {
+                    Some(Self::Vhost(lender)) if !(batch.lent() & frames).is_empty() => Some(&**lender),
+                    _ => None,
+                };
+                link.tx(batch, frames, lender)
+            }
             Self::Uml(link) | Self::Vde(link) | Self::Dump(link) | Self::FdDgram(link) => {
                 link.tx(batch, frames)
             }
@@ -353,8 +401,15 @@ impl Port {
         FrameSet::EMPTY
     }
 
-    /// Sends frames: the only way out of the fabric. `frame_bytes` is the length of the domain's longest frame.
-    pub(crate) fn tx(&mut self, batch: &Batch, rest: Rest, frame_bytes: usize) -> Tx {
+    /// True if frames can be sent as they are, those whose rest is still with their lender included.
+    pub(crate) fn takes_lent(&self, batch: &Batch, frames: FrameSet) -> bool {
+        matches!(self.link, Link::Vhost(_))
+            && (frames & batch.unfinished_beyond(self.link.offloads())).is_empty()
+    }
+
+    /// Sends frames: the only way out of the fabric. `frame_bytes` is the length of the domain's longest frame. Some of
+    /// them may be lent if the port is one that [`Port::takes_lent`]; the lender is the link they came from.
+    pub(crate) fn tx(&mut self, batch: &Batch, rest: Rest, frame_bytes: usize, lender: Option<&Link>) -> Tx {
         self.faults.clear();
         if matches!(self.link, Link::Sniff(_)) {
             return Tx::Done;
@@ -364,7 +419,7 @@ impl Port {
         }
         let mut frames = rest.frames;
         while !frames.is_empty() {
-            match self.link.send(batch, frames) {
+            match self.link.send(batch, frames, lender) {
                 Ok(sent) => {
                     let rest = frames.skip(sent);
                     self.count_tx(batch, frames.without(rest));
@@ -388,7 +443,7 @@ impl Port {
 
     fn count_tx(&mut self, batch: &Batch, frames: FrameSet) {
         self.counters.tx_frames += frames.len() as u64;
-        self.counters.tx_bytes += frames.iter().map(|i| batch.frame(i).len() as u64).sum::<u64>();
+        self.counters.tx_bytes += frames.iter().map(|i| batch.wire_len(i) as u64).sum::<u64>();
     }
 
     /// Sends frames some of which are not finished, to a link that cannot finish them.
@@ -442,7 +497,7 @@ impl Port {
     fn send_all(&mut self, batch: &Batch) -> (usize, Option<io::Error>) {
         let mut frames = batch.all();
         while !frames.is_empty() {
-            match self.link.send(batch, frames) {
+            match self.link.send(batch, frames, None) {
                 Ok(sent) => {
                     let rest = frames.skip(sent);
                     self.count_tx(batch, frames.without(rest));
@@ -469,6 +524,7 @@ fn frame_fault(error: &io::Error) -> DropReason {
     match error.raw_os_error() {
         Some(libc::EMSGSIZE) => DropReason::TooBig,
         Some(libc::EHOSTUNREACH) => DropReason::Unreachable,
+        Some(libc::EOWNERDEAD) => DropReason::Detached,
         _ => DropReason::NoBuffers,
     }
 }

@@ -1,4 +1,7 @@
-//! A port of a guest that shares its memory (vhost-user): frames are copied out of and into its rings.
+//! A port of a guest that shares its memory (vhost-user): frames are copied out of and into its rings. Of a long frame, all
+//! but the head stays in its memory, lent to the batch for as long as that is sent to others, and is copied to wherever it
+//! goes: once, if that is another guest's memory. What is kept for others after that is copied into the batch, so that
+//! rings and memory may change, and the port may go, whatever is still on its way.
 //!
 //! The guest kicks by eventfds: one when it has sent, one when it has given buffers and somebody waits for them. The
 //! front end's messages are heard on the control side (`control/vhost.rs`), which takes the link away before it changes
@@ -12,8 +15,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use fabric::{Batch, FrameSet, Offloads};
 use netio::shm::{Call, SharedMemory};
-use virtio::net::{End, LONGEST_FRAME};
-use virtio::{Device, RingError};
+use virtio::net::{End, LONGEST_FRAME, Lender};
+use virtio::{Device, Memory, RingError};
 
 use super::port::Rx;
 
@@ -109,19 +112,44 @@ impl Link {
         }
     }
 
-    /// Sends frames in order; returns how many went.
+    /// Copies into a batch what the guest has lent to it of these frames.
     ///
     /// # Errors
-    /// `WouldBlock` if the guest has not given enough buffers for the first, `EMSGSIZE` if it never will, `ECONNRESET`
-    /// if there is something wrong with it.
-    pub(crate) fn tx(&mut self, batch: &Batch, frames: FrameSet) -> io::Result<usize> {
-        let sent = self.check(|link| link.device.send(&*link.memory, batch, frames))?;
+    /// `ECONNRESET` if there is something wrong with the guest; then the batch is as it was.
+    pub(crate) fn fetch(&mut self, batch: &mut Batch, frames: FrameSet) -> io::Result<()> {
+        self.check(|link| link.device.fetch(&*link.memory, batch, frames))?;
+        batch.keep(frames);
+        Ok(())
+    }
+
+    /// Gives the guest the buffers back that it has lent.
+    ///
+    /// # Errors
+    /// `ECONNRESET` if there is something wrong with the guest.
+    pub(crate) fn release(&mut self) -> io::Result<()> {
+        let call = self.check(|link| link.device.release(&*link.memory))?;
+        self.call(1, call);
+        Ok(())
+    }
+
+    /// Sends frames in order; returns how many went. Of frames that are lent, the lender is given.
+    ///
+    /// # Errors
+    /// `WouldBlock` if the guest has not given enough buffers for the first, `EMSGSIZE` if it never will, `EOWNERDEAD` if
+    /// the lender's memory is gone, `ECONNRESET` if there is something wrong with the guest.
+    pub(crate) fn tx(&mut self, batch: &Batch, frames: FrameSet, lender: Option<&Self>) -> io::Result<usize> {
+        let lender = lender.map(|lender| Lender {
+            device: &lender.device,
+            memory: &*lender.memory,
+        });
+        let sent = self.check(|link| link.device.send(&*link.memory, batch, frames, lender.as_ref()))?;
         self.call(0, sent.call);
         match sent.end {
             _ if sent.frames > 0 => Ok(sent.frames),
             End::Done => Ok(0),
             End::Full => Err(io::ErrorKind::WouldBlock.into()),
             End::TooBig => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
+            End::Torn => Err(io::Error::from_raw_os_error(libc::EOWNERDEAD)),
         }
     }
 
