@@ -13,6 +13,7 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fabric::{MacAddr, PortId};
 use netio::shm::{self, Call, SharedMemory};
@@ -87,6 +88,9 @@ pub(crate) async fn accept(registry: Arc<Registry>, domain: Arc<Domain>, listene
     }
 }
 
+/// How long a guest that we hang up on may take to let its card go.
+const FAREWELL: Duration = Duration::from_secs(10);
+
 /// One of the two queues, as far as the guest has described it.
 #[derive(Default)]
 struct Queue {
@@ -159,6 +163,7 @@ impl Session {
         let ended = process_end(self.peer, Arc::clone(&self.domain));
         tokio::pin!(ended);
         let registry = Arc::clone(&self.registry);
+        let mut guest_left = false;
         loop {
             let departed = registry.departed.notified();
             if self.domain.is_removed() {
@@ -179,7 +184,10 @@ impl Session {
             let result = tokio::select! {
                 message = reader.next(stream) => match message {
                     Ok(Some(message)) => self.hear(message).await,
-                    Ok(None) => break,
+                    Ok(None) => {
+                        guest_left = true;
+                        break;
+                    }
                     Err(error) => Err(error),
                 },
                 () = gone => match self.running.take().and_then(|running| running.outcome.fault()) {
@@ -187,7 +195,10 @@ impl Session {
                     // Somebody has ended the port.
                     None => break,
                 },
-                () = &mut ended => break,
+                () = &mut ended => {
+                    guest_left = true;
+                    break;
+                }
                 () = departed => Ok(()),
             };
             if let Err(error) = result {
@@ -197,6 +208,11 @@ impl Session {
         }
         self.domain.release_name(&self.name);
         registry.detach(&self.domain, self.id).await;
+        if !guest_left {
+            let [to_guest, from_guest] = self.queues.map(|queue| queue.call);
+            drop((self.stream, self.backend));
+            tokio::join!(outlive(to_guest), outlive(from_guest));
+        }
     }
 
     /// Does what a message says, and answers.
@@ -355,6 +371,21 @@ impl Session {
         for (number, queue) in self.queues.iter_mut().enumerate() {
             queue.base = running.outcome.position(number);
         }
+    }
+}
+
+/// Keeps a call descriptor until the guest has closed its end: Linux warns at each interrupt that a socket closed by us
+/// makes. Eventfds have no other end.
+async fn outlive(call: Option<OwnedFd>) {
+    let Some(call) = call.filter(|call| !shm::is_eventfd(call.as_fd())) else {
+        return;
+    };
+    let call = std::os::unix::net::UnixStream::from(call);
+    // Guests write nothing there: the end is all that can be heard.
+    if call.set_nonblocking(true).is_ok()
+        && let Ok(call) = UnixStream::from_std(call)
+    {
+        let _ = tokio::time::timeout(FAREWELL, call.readable()).await;
     }
 }
 
