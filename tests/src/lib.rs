@@ -14,6 +14,7 @@ pub mod model;
 pub mod netns;
 pub mod ports;
 pub mod program;
+pub mod station;
 pub mod switchd;
 pub mod uml;
 pub mod vhost;

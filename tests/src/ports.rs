@@ -317,9 +317,9 @@ echo GUEST-DONE
 poweroff -f
 ";
 
-const APPLETS: [&str; 18] = [
+const APPLETS: [&str; 22] = [
     "sh", "mount", "ip", "ifconfig", "ping", "insmod", "sleep", "poweroff", "cat", "echo", "nc", "dd",
-    "md5sum", "grep", "vconfig", "touch", "mkfifo", "true",
+    "md5sum", "grep", "vconfig", "touch", "mkfifo", "true", "chroot", "dmesg", "mv", "reboot",
 ];
 
 /// The files of a guest, as a cpio archive in the "newc" format.
@@ -328,7 +328,7 @@ fn initial_files() -> &'static [u8] {
     ARCHIVE.get_or_init(|| {
         let busybox = fs::read("/bin/busybox").expect("package busybox-static");
         let mut archive = Vec::new();
-        for directory in ["bin", "proc", "sys", "dev", "mnt", "tmp"] {
+        for directory in ["bin", "proc", "sys", "dev", "mnt", "tmp", "host"] {
             archive_member(&mut archive, directory, 0o040_755, b"");
         }
         archive_member(&mut archive, "init", 0o100_755, INIT.as_bytes());

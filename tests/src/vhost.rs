@@ -395,19 +395,32 @@ pub fn longs(values: &[u64]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_ne_bytes()).collect()
 }
 
-/// What the back end's process has open and mapped: descriptors, and mappings of guests' memory.
+/// What the back end's process has open and mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Resources {
+    /// Descriptors.
+    pub fds: usize,
+    /// Mappings of guests' memory, that of [`Shared`] or of real kernels.
+    pub guests: usize,
+    /// All mappings, and what has taken the place of memory that has gone among them.
+    pub mappings: usize,
+}
+
+/// What the back end's process has open and mapped.
 ///
 /// # Panics
 /// If the process is gone.
-pub fn resources(pid: nix::unistd::Pid) -> (usize, usize) {
+pub fn resources(pid: nix::unistd::Pid) -> Resources {
     let fds = std::fs::read_dir(format!("/proc/{pid}/fd"))
         .expect("it runs")
         .count();
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs");
-    (
+    let of_guest = |line: &&str| line.contains("/memfd:guest") || line.contains("/vm_file-");
+    Resources {
         fds,
-        maps.lines().filter(|line| line.contains("/memfd:guest")).count(),
-    )
+        guests: maps.lines().filter(of_guest).count(),
+        mappings: maps.lines().count(),
+    }
 }
 
 /// A descriptor that is no eventfd.

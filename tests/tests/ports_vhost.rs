@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use proto::ctl::PortRow;
 use tests::ports::{Guest, load_modules, transfer, vector_client, wait_ports};
 use tests::switchd::Switchd;
-use tests::vhost::{FrontEnd, GUEST, MEMORY, SIZE, USER, longs, no_eventfd, resources, words};
+use tests::vhost::{FrontEnd, GUEST, MEMORY, Resources, SIZE, USER, longs, no_eventfd, resources, words};
 use tests::wait;
 use virtio::Memory;
 use virtio::config::{OFFERED, feature};
@@ -492,10 +492,10 @@ fn a_thousand_guests_that_come_and_go_leave_nothing_behind() {
     let daemon = Switchd::with_domain(&["A"]);
     let socket = socket(&daemon);
     let mut a = wait_given(&daemon, FrontEnd::with_card(&socket, OFFERED), 1);
-    let settled = |expected: Option<(usize, usize)>| {
+    let settled = |expected: Option<Resources>| {
         wait::until("descriptors and mappings to be given back", || {
             let now = resources(daemon.pid());
-            let known = expected.is_none_or(|(fds, maps)| now.0 <= fds && now.1 <= maps);
+            let known = expected.is_none_or(|then| now.fds <= then.fds && now.guests <= then.guests);
             (known && daemon.ports("A").len() == 1).then_some(now)
         })
     };
@@ -513,8 +513,13 @@ fn a_thousand_guests_that_come_and_go_leave_nothing_behind() {
         while a.try_receive().is_some() {}
     }
     // A descriptor more or less is a connection of ours that is just being answered.
-    let after = settled(Some((before.0 + 1, before.1)));
-    assert!(after.1 == before.1, "{before:?} {after:?}");
+    let after = settled(Some(Resources {
+        fds: before.fds + 1,
+        ..before
+    }));
+    assert_eq!(after.guests, before.guests, "{before:?} {after:?}");
+    // The allocator may have some more; each of 143 guests has left a mapping of ours in place of its memory.
+    assert!(after.mappings <= before.mappings + 20, "{before:?} {after:?}");
 }
 
 #[test]
