@@ -3,8 +3,8 @@
 //! The compiler may believe nothing about such bytes: few of them are copied by volatile accesses, many by the C library,
 //! which it cannot look into. Nothing in this process ever refers to them.
 
-/// Up to so many bytes are copied here, where a call would cost more. Of a frame, the C library makes fewer stores; many
-/// small ones wait in the processor for one that another processor's cache is slow to give way to.
+/// Up to so many bytes are copied here, where a call would cost more: headers, descriptors and used entries. With 128, for
+/// short frames as well, 64-byte frames pass at the same rate.
 const FEW: usize = 16;
 
 /// A word that stands anywhere.
