@@ -34,16 +34,16 @@ test: setup
 	$(CARGO) xtask test
 
 # switchd beside Debian's uml_switch and vde_switch and the kernel's bridge, and many domains in one process: tables go
-# to bench/README.md, a drawing to bench/rates.svg. Half an hour. Without root, what needs taps is left out.
+# to bench/README.md, a drawing to bench/rates.svg. Twenty minutes. Without root, what needs taps is left out.
 bench: setup
 	$(CARGO) build --release -p bench -p switchd -p vstart
 	mkdir -p target/bench
-	target/release/hubbench --patience 2 --many-domains 1000 --converge 8 --busy-domains --json \
+	target/release/hubbench --seconds 0.3 --patience 0.5 --many-domains 1000 --converge 8 --busy-domains --json \
 	    --readme bench/README.md >target/bench/hubbench.json
-	target/release/guestbench --rounds 5 --readme bench/README.md
-	BIN=target/release bench/gains.sh 1 5 >target/bench/gains.md
+	target/release/guestbench --rounds 3 --readme bench/README.md
+	BIN=target/release bench/gains.sh 1 3 >target/bench/gains.md
 	@if [ "$$(id -u)" = 0 ]; then \
-	    bench/taps.sh 3 5 >target/bench/taps.md && bench/guests.sh 3 5 >target/bench/guests.md; \
+	    bench/taps.sh 2 3 >target/bench/taps.md && bench/guests.sh 2 3 >target/bench/guests.md; \
 	else echo "bench: not root: neither taps nor guests beside the kernel's bridge are measured" >&2; fi
 	target/release/benchreport --hubbench target/bench/hubbench.json --readme bench/README.md --svg bench/rates.svg \
 	    --table gains=target/bench/gains.md $$([ "$$(id -u)" != 0 ] || \

@@ -20,7 +20,7 @@ use clap::Parser;
 
 const EXAMPLES: &str = "\
 Examples:
-  hubbench                                 everything, about ten minutes
+  hubbench                                 everything, about twenty minutes
   hubbench --only hub/2/unicast/1514       one cell
   hubbench --only /flood/ --rounds 5 --queue-length 0
   hubbench --only none --round-trips 0 --many-domains 1000
@@ -129,7 +129,11 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     };
     if args.queue_length > 0 {
         match enter_namespace(args.queue_length) {
-            Ok(()) => sections.push(section(args, &kinds, Attach::Uml, &stop)?),
+            Ok(()) => {
+                for clients in [Attach::Connected, Attach::Uml] {
+                    sections.push(section(args, &kinds, clients, &stop)?);
+                }
+            }
             Err(error) => eprintln!(
                 "hubbench: not measured with net.unix.max_dgram_qlen {}: {error}",
                 args.queue_length
