@@ -12,12 +12,13 @@ rate() {
     local without=$1 way=$2; shift 2
     "$bin/switchd" --dir "$work/h" run ${without:+--without "$without"} 2>>"$work/log" & daemon=$!
     until "$bin/switchd" --dir "$work/h" domain add A --mode hub >/dev/null 2>&1; do kill -0 "$daemon"; done
-    "$bin/hubload" --seconds "$seconds" --json "$@" "$work"/h/vhub_*_A."$way" | sed -E 's/.*"delivered_per_s":([0-9]+).*/\1/; q'
+    "$bin/hubload" --seconds "$seconds" --json "$@" "$work"/h/vhub_*_A."$way" |
+        grep -o '"delivered_per_s":[0-9]*' | head -n 1 | cut -d: -f2
     kill "$daemon"; wait "$daemon" || true; daemon=
 }
 median() { sort -n "$1" | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}'; }
-loads=("cnct --attach uml" "bess --attach bess" "bess --attach bess --ports 8 --traffic flood")
-names=("2 ports, unconnected" "2 ports, bess" "8 ports, flood, bess")
+loads=("cnct --attach uml" "cnct --attach uml --ports 8 --traffic flood" "bess --attach bess" "bess --attach bess --ports 8 --traffic flood")
+names=("2 ports, unconnected" "8 ports, flood, unconnected" "2 ports, bess" "8 ports, flood, bess")
 for _ in $(seq "$rounds"); do
     for i in "${!loads[@]}"; do
         for without in '' batches look; do rate "$without" ${loads[$i]} >>"$work/$i-$without"; done
