@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use crate::cell::median;
 use crate::contestant::Contestant;
-use crate::load::{Delivery, Load, LoadError, Running};
+use crate::crowd::Crowd;
+use crate::load::{Delivery, Load, LoadError};
 use crate::many::{ManyError, allow_descriptors};
 use crate::port::Attach;
 use crate::process::cpu_time;
@@ -85,31 +86,31 @@ fn once(switchd: &Path, domains: u32, time: Duration, stop: &Stop) -> Result<Rou
         let load = Load {
             attach: Attach::Bess,
             delivery: Delivery::Switch,
-            // Ended below, all together.
-            time: Duration::from_secs(600),
             ..Load::new(Path::new(&socket).with_extension("bess"))
         };
-        loads.push(Running::start(load, stop)?);
+        loads.push(load);
     }
+    let crowd = Crowd::start(loads, stop)?;
     let cpu = || {
         cpu_time(daemon.pid()).map_err(|source| LoadError::Cpu {
             pid: daemon.pid(),
             source,
         })
     };
-    let delivered = || -> Vec<u64> { loads.iter().map(|load| load.delivered().iter().sum()).collect() };
     // Until all have begun in earnest, and the domains are spread over the workers by what they do.
     thread::sleep(SETTLE);
-    let (begin, before, cpu_before) = (Instant::now(), delivered(), cpu()?);
+    let (begin, before, cpu_before) = (Instant::now(), crowd.delivered(), cpu()?);
     thread::sleep(time);
-    let (after, cpu_used, took) = (delivered(), cpu()?.saturating_sub(cpu_before), begin.elapsed());
+    let (after, cpu_used, took) = (
+        crowd.delivered(),
+        cpu()?.saturating_sub(cpu_before),
+        begin.elapsed(),
+    );
     let parts: Vec<f64> = after.iter().zip(&before).map(|(a, b)| (a - b) as f64).collect();
     let sum = parts.iter().sum::<f64>().max(1.0);
     let share = |part: f64| part * f64::from(domains) / sum;
-    loads.iter().for_each(Running::stop_sending);
     let mut wrong = 0;
-    for load in loads {
-        let report = load.finish()?;
+    for report in crowd.finish()? {
         wrong += report.lost + report.reordered + report.duplicates + report.damaged + report.strays;
     }
     if stop.is_set() {

@@ -11,6 +11,7 @@
 //! of it, which would cost the generator more than the copy it is.
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
 /// Shortest frame that has room for the fields.
 pub const SHORTEST: usize = 60;
@@ -80,21 +81,23 @@ pub enum Bad {
 #[derive(Debug)]
 pub struct Codec {
     run: u32,
-    noise: Box<[u8]>,
+    /// The same for all loads: those that run at once have one place in the processors' caches.
+    noise: &'static [u8],
 }
+
+static NOISE: LazyLock<Box<[u8]>> = LazyLock::new(|| {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let noise = (0..(LONGEST + OFFSETS) / 8 + 1).flat_map(|_| {
+        state = mix(state);
+        state.to_ne_bytes()
+    });
+    noise.collect()
+});
 
 impl Codec {
     /// `run` tells this load's frames from those of others on the same switch.
     pub fn new(run: u32) -> Self {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let noise = (0..(LONGEST + OFFSETS) / 8 + 1).flat_map(|_| {
-            state = mix(state);
-            state.to_ne_bytes()
-        });
-        Self {
-            run,
-            noise: noise.collect(),
-        }
+        Self { run, noise: &NOISE }
     }
 
     /// Makes a frame of `len` bytes, in two parts: what is in front, and the pattern, which need not be copied.

@@ -7,6 +7,7 @@
 //! port        one attachment, as a UML guest makes it
 //! contestant  a switch process of its own: Debian's uml_switch or vde_switch, or switchd
 //! cell        all contestants under one load, in turns
+//! crowd       many loads at once, by two threads
 //! many        very many domains in one switchd
 //! table       results as Markdown
 //! ```
@@ -21,6 +22,7 @@ pub mod chart;
 pub mod contestant;
 pub mod control;
 pub mod converge;
+pub mod crowd;
 pub mod flow;
 pub mod frame;
 pub mod latency;

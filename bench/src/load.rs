@@ -271,17 +271,7 @@ impl Running {
     /// # Errors
     /// As for [`run`].
     pub fn start(load: Load, stop: &Stop) -> Result<Self, LoadError> {
-        load.check()?;
-        let ports = (0..load.ports).map(|port| {
-            if stop.is_set() {
-                return Err(LoadError::Interrupted);
-            }
-            let (control, attach) = load.way(port);
-            Port::attach(control, attach).map_err(|source| LoadError::Attach { port, source })
-        });
-        let ports = ports.collect::<Result<Vec<_>, _>>()?;
-        let shared = Arc::new(Shared::new(load, ports));
-        introduce(&shared, stop)?;
+        let shared = Arc::new(prepare(load, stop)?);
         let cpu_at_start = shared.load.switch_pid.map(cpu).transpose()?;
         let receivers = (0..shared.load.ports)
             .map(|port| spawn(&shared, port, "rx", receive))
@@ -384,8 +374,24 @@ impl Running {
     }
 }
 
+/// Attaches the ports of a load, and makes sure that they hear each other.
+pub(crate) fn prepare(load: Load, stop: &Stop) -> Result<Shared, LoadError> {
+    load.check()?;
+    let ports = (0..load.ports).map(|port| {
+        if stop.is_set() {
+            return Err(LoadError::Interrupted);
+        }
+        let (control, attach) = load.way(port);
+        Port::attach(control, attach).map_err(|source| LoadError::Attach { port, source })
+    });
+    let ports = ports.collect::<Result<Vec<_>, _>>()?;
+    let shared = Shared::new(load, ports);
+    introduce(&shared, stop)?;
+    Ok(shared)
+}
+
 /// Waits until every frame has arrived, or nothing arrives any more, or the time for it is over.
-fn drain(shared: &Shared, stop: &Stop) {
+pub(crate) fn drain(shared: &Shared, stop: &Stop) {
     let deadline = Instant::now() + shared.load.drain;
     let expected = shared.expected();
     let mut last = (shared.delivered(), Instant::now());

@@ -24,9 +24,9 @@ const BLOCKED: Duration = Duration::from_millis(100);
 /// Time for one port's first frame to reach all others.
 const INTRODUCTION: Duration = Duration::from_secs(10);
 /// Frames taken with one call.
-const VECTOR: usize = BATCH_FRAMES;
+pub(crate) const VECTOR: usize = BATCH_FRAMES;
 /// Frames sent with one call.
-const SEND_VECTOR: usize = 32;
+pub(crate) const SEND_VECTOR: usize = 32;
 /// How long a sender sleeps that is ahead of its rate.
 const PACE: Duration = Duration::from_micros(200);
 /// Room for one byte more than any frame, so that a frame grown on the way is seen as such.
@@ -104,6 +104,15 @@ impl Shared {
             .collect()
     }
 
+    pub(crate) fn port(&self, number: u16) -> &Port {
+        &self.ports[usize::from(number)]
+    }
+
+    /// A sender has had so many frames taken.
+    pub(crate) fn publish_offered(&self, sender: u16, frames: u64) {
+        self.offered[usize::from(sender)].set(frames);
+    }
+
     pub(crate) fn stop_sending(&self) {
         self.sending_over.store(true, Ordering::Relaxed);
     }
@@ -121,7 +130,7 @@ impl Shared {
     }
 
     /// Ends the load; the first failure is the one that is reported.
-    fn fail(&self, failure: LoadError) {
+    pub(crate) fn fail(&self, failure: LoadError) {
         self.failure
             .lock()
             .expect("nobody panics with the lock")
@@ -211,12 +220,11 @@ fn hears(shared: &Shared, port: u16, from: u16) -> Result<bool, LoadError> {
 /// A sender: offers frames until it is told to stop or has sent enough.
 pub(crate) fn send(shared: &Shared, number: u16) -> Sent {
     let load = &shared.load;
-    let port = &shared.ports[usize::from(number)];
     let vector = match load.send {
         Calls::Single => 1,
         Calls::Vector => SEND_VECTOR,
     };
-    let mut outbox = Outbox::new(port);
+    let mut outbox = Outbox::new(shared.port(number));
     let mut sent = Sent::default();
     let started = Instant::now();
     while !shared.is_stopped() {
@@ -237,7 +245,7 @@ pub(crate) fn send(shared: &Shared, number: u16) -> Sent {
         match outbox.offer(shared, number, sent.offered, count) {
             Ok(taken) => {
                 sent.offered += taken as u64;
-                shared.offered[usize::from(number)].set(sent.offered);
+                shared.publish_offered(number, sent.offered);
             }
             // What was not taken is made anew, with the same numbers.
             Err(Errno::EAGAIN) if load.full == Full::Refuse => sent.refused += 1,
@@ -252,16 +260,15 @@ pub(crate) fn send(shared: &Shared, number: u16) -> Sent {
 }
 
 /// What a sender sends with, made once.
-struct Outbox<'a> {
-    port: &'a Port,
+pub(crate) struct Outbox {
     headers: MultiHeaders<UnixAddr>,
     to: [Option<UnixAddr>; SEND_VECTOR],
 }
 
-impl<'a> Outbox<'a> {
-    fn new(port: &'a Port) -> Self {
+impl Outbox {
+    /// For a port, or for any number of connected ones.
+    pub(crate) fn new(port: &Port) -> Self {
         Self {
-            port,
             headers: MultiHeaders::preallocate(SEND_VECTOR, None),
             to: [port.switch().copied(); SEND_VECTOR],
         }
@@ -269,8 +276,14 @@ impl<'a> Outbox<'a> {
 
     /// Sends `count` frames, numbered from `first` on; returns how many the switch has taken. The kernel gathers each
     /// from its two parts.
-    fn offer(&mut self, shared: &Shared, sender: u16, first: u64, count: usize) -> Result<usize, Errno> {
-        let load = &shared.load;
+    pub(crate) fn offer(
+        &mut self,
+        shared: &Shared,
+        sender: u16,
+        first: u64,
+        count: usize,
+    ) -> Result<usize, Errno> {
+        let (load, port) = (&shared.load, shared.port(sender));
         let (to, size) = (load.to(sender), load.size);
         let flags = match load.full {
             Full::Block => MsgFlags::empty(),
@@ -280,7 +293,7 @@ impl<'a> Outbox<'a> {
         if count == 1 {
             let mut frame = [0; LONGEST];
             shared.codec.write(&mut frame[..size], to, seen(first));
-            return self.port.send(&frame[..size], flags).map(|()| 1);
+            return port.send(&frame[..size], flags).map(|()| 1);
         }
         let mut parts = [([0; HEAD_BYTES], &[][..]); SEND_VECTOR];
         for (sequence, part) in (first..).zip(&mut parts[..count]) {
@@ -291,7 +304,7 @@ impl<'a> Outbox<'a> {
             [IoSlice::new(head), IoSlice::new(pattern)]
         });
         sendmmsg(
-            self.port.as_raw_fd(),
+            port.as_raw_fd(),
             &mut self.headers,
             &slices[..count],
             &self.to[..count],
@@ -344,17 +357,12 @@ fn receive_single(shared: &Shared, number: u16, books: &mut Books<'_>) -> Result
 }
 
 fn receive_vector(shared: &Shared, number: u16, books: &mut Books<'_>) -> Result<(), Errno> {
-    let port = &shared.ports[usize::from(number)];
+    let port = shared.port(number);
     // One byte more than a frame has, so that a frame grown on the way is seen as such.
     let mut batch = Batch::new(shared.load.size + 1, VECTOR);
     while !books.is_closed() {
         match mmsg::receive_waiting(port.as_fd(), &mut batch) {
-            Ok(_) => {
-                for i in batch.all() {
-                    books.enter(batch.frame(i));
-                }
-                books.publish();
-            }
+            Ok(_) => books.enter_all(&batch),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => books.silence(),
             Err(error) => return Err(Errno::try_from(error).unwrap_or(Errno::EIO)),
         }
@@ -363,17 +371,17 @@ fn receive_vector(shared: &Shared, number: u16, books: &mut Books<'_>) -> Result
 }
 
 /// What a receiver writes down about each frame.
-struct Books<'a> {
+pub(crate) struct Books<'a> {
     shared: &'a Shared,
     port: u16,
     delivered: u64,
-    received: Received,
+    pub(crate) received: Received,
     /// Frames that may still be entered once the load is over.
     left: u32,
 }
 
 impl<'a> Books<'a> {
-    fn new(shared: &'a Shared, port: u16) -> Self {
+    pub(crate) fn new(shared: &'a Shared, port: u16) -> Self {
         Self {
             shared,
             port,
@@ -390,11 +398,11 @@ impl<'a> Books<'a> {
 
     /// True if the load is over and nothing comes any more: what a switch sends too often or to the wrong port may
     /// come after the last frame that was expected. What strangers go on sending cannot keep a load from ending.
-    fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.left == 0
     }
 
-    fn silence(&mut self) {
+    pub(crate) fn silence(&mut self) {
         if self.is_over() {
             self.left = 0;
         }
@@ -402,6 +410,14 @@ impl<'a> Books<'a> {
 
     fn is_over(&self) -> bool {
         self.shared.receiving_over.load(Ordering::Relaxed)
+    }
+
+    /// Checks frames that have arrived.
+    pub(crate) fn enter_all(&mut self, batch: &Batch) {
+        for i in batch.all() {
+            self.enter(batch.frame(i));
+        }
+        self.publish();
     }
 
     fn enter(&mut self, frame: &[u8]) {

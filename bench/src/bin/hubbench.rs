@@ -94,6 +94,7 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     kinds.extend(switchds.iter().cloned().map(Kind::Switchd));
     kinds.extend(switchds.iter().cloned().map(Kind::SwitchdBess));
     let machine = Machine::probe();
+    let time = Duration::try_from_secs_f64(args.seconds).context("cannot measure for --seconds")?;
 
     let mut sections = Vec::new();
     for clients in [Attach::Connected, Attach::Uml] {
@@ -116,14 +117,14 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     let busy_domains = match switchds.first() {
         Some(program) if args.busy_domains => {
             eprintln!("1 to 64 busy domains");
-            busy(program, args.rounds, Duration::from_secs(1), &stop)?
+            busy(program, args.rounds, time, &stop)?
         }
         _ => Vec::new(),
     };
     let converge = match args.converge {
         Some(senders) => {
             eprintln!("{senders} senders to one receiver");
-            converge(&kinds, senders, args.rounds, Duration::from_secs(1), &stop)?
+            converge(&kinds, senders, args.rounds, time, &stop)?
         }
         None => Vec::new(),
     };
