@@ -1,4 +1,4 @@
-//! Which domain is to go to another worker, so that all processors have their part of the work.
+//! Which domains are to go to another worker, so that all processors have their part of the work.
 
 use crate::datapath::{DomainId, Load};
 
@@ -8,22 +8,43 @@ const MUCH: f64 = 0.1;
 /// What must come of it: the busiest worker has no more than this part left of what it had to do. Domains do not go to
 /// and fro for less.
 const LEFT: f64 = 0.8;
+/// How many times as busy as the other a worker must be to part with one domain, and with some at once. A second tells
+/// little about workers that both have enough to do on processors they share with senders and receivers; domains that
+/// went on such grounds would be more with one than with the other, and have less each.
+const ONE: f64 = 2.0;
+const SOME: f64 = 4.0;
 
-/// The domain of the busiest worker that is to go to the least busy one, and which that is; none if neither would be
-/// better off. A worker's time is taken to be spent on its domains by their frames.
-pub(super) fn choose(loads: &[Load]) -> Option<(DomainId, usize)> {
+/// Domains of the busiest worker that are to go to the least busy one, and which that is; none if neither would be better
+/// off. A worker's time is taken to be spent on its domains by their frames.
+pub(super) fn choose(loads: &[Load]) -> Option<(Vec<DomainId>, usize)> {
     let busiest = loads.iter().max_by(|a, b| a.busy.total_cmp(&b.busy))?;
     let (to, idlest) = loads
         .iter()
         .enumerate()
         .min_by(|(_, a), (_, b)| a.busy.total_cmp(&b.busy))?;
     let frames: u64 = busiest.domains.iter().map(|&(_, frames)| frames).sum();
-    let parts = busiest.domains.iter().map(|&(id, part)| {
-        let part = busiest.busy * as_float(part) / as_float(frames.max(1));
-        (id, (busiest.busy - part).max(idlest.busy + part))
-    });
-    let (id, then) = parts.min_by(|(_, a), (_, b)| a.total_cmp(b))?;
-    (busiest.busy >= MUCH && then <= busiest.busy * LEFT).then_some((id, to))
+    let part = |frames_of| busiest.busy * as_float(frames_of) / as_float(frames.max(1));
+    let mut parts: Vec<(DomainId, f64)> = busiest.domains.iter().map(|&(id, n)| (id, part(n))).collect();
+    parts.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    let after = |moved: f64| (busiest.busy - moved).max(idlest.busy + moved);
+    // One that has much, or as many that have little as it takes.
+    let one = parts
+        .iter()
+        .min_by(|(_, a), (_, b)| after(*a).total_cmp(&after(*b)))?;
+    let (mut some, mut moved) = (Vec::new(), 0.0);
+    for &(id, part) in &parts {
+        let fits = (moved + part) * 2.0 <= busiest.busy - idlest.busy;
+        if part > 0.0 && fits && idlest.busy * SOME <= busiest.busy {
+            some.push(id);
+            moved += part;
+        }
+    }
+    let (ids, then) = match after(one.1) {
+        then if then <= after(moved) => (vec![one.0], then),
+        _ => (some, after(moved)),
+    };
+    let apart = idlest.busy * ONE <= busiest.busy;
+    (busiest.busy >= MUCH && apart && then <= busiest.busy * LEFT).then_some((ids, to))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "frames of a second are far below 2^52")]
@@ -50,7 +71,31 @@ mod tests {
             load(1.0, &[(1, 100), (2, 900), (3, 700)]),
             load(0.0, &[]),
         ];
-        assert_eq!(choose(&loads), Some((DomainId(2), 2)));
+        assert_eq!(choose(&loads), Some((vec![DomainId(2)], 2)));
+    }
+
+    #[test]
+    fn many_small_ones_go_together() {
+        let all: Vec<_> = (0..16).map(|id| (id, 100)).collect();
+        let moves = choose(&[load(1.0, &all), load(0.0, &[])]);
+        assert!(
+            moves.as_ref().is_some_and(|(ids, to)| ids.len() == 8 && *to == 1),
+            "{moves:?}"
+        );
+        // Those that have nothing to do stay.
+        let moves = choose(&[
+            load(0.5, &[(1, 0), (2, 10), (3, 10), (4, 10), (5, 10)]),
+            load(0.1, &[]),
+        ]);
+        assert_eq!(moves, Some((vec![DomainId(2)], 1)));
+    }
+
+    #[test]
+    fn a_busy_second_is_no_ground() {
+        let half = |first: u64| (first..first + 8).map(|id| (id, 100)).collect::<Vec<_>>();
+        assert_eq!(choose(&[load(1.0, &half(0)), load(0.4, &half(8))]), None);
+        let two = [(1, 150), (2, 300)];
+        assert_eq!(choose(&[load(0.9, &two), load(0.5, &[(3, 100), (4, 100)])]), None);
     }
 
     #[test]

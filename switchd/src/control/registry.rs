@@ -378,7 +378,7 @@ impl Registry {
         self.workers[*domain.worker()].send(command);
     }
 
-    /// Waits until a worker was busy for a tenth of a second, and hands a domain of the busiest over to the least busy if
+    /// Waits until a worker was busy for a tenth of a second, and hands domains of the busiest over to the least busy if
     /// both are better off then; for ever.
     pub(crate) async fn balance(&self) -> Infallible {
         loop {
@@ -390,9 +390,11 @@ impl Registry {
                 loads.extend(wait.await);
             }
             if loads.len() == self.workers.len()
-                && let Some((id, to)) = balance::choose(&loads)
+                && let Some((ids, to)) = balance::choose(&loads)
             {
-                self.relocate(id, to);
+                for id in ids {
+                    self.relocate(id, to);
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! A domain on the data path: its ports, and the way of a batch from one of them to the others.
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -13,12 +14,18 @@ use super::port::{Counters, Link, Parcel, Port, Rest, Rx, Tx};
 use super::worker::{Context, Slot, token};
 use super::{NewPort, PortSnapshot, Snapshot};
 
+mod turns;
+
 /// A domain and everything it owns.
 pub(crate) struct Domain {
     slot: Slot,
     fabric: fabric::Domain,
     guard: Guard,
     ports: Vec<Option<Port>>,
+    /// Ports with something to read, in the order they are served: one batch each.
+    ready: VecDeque<PortId>,
+    /// It stands in the worker's ready queue, or has its turn.
+    queued: bool,
     feeds: Vec<Feed>,
     /// Ports that get every frame, and never hold anybody back.
     dumps: Vec<PortId>,
@@ -36,6 +43,8 @@ impl Domain {
             fabric: fabric::Domain::new(settings),
             guard: Guard::default(),
             ports: Vec::new(),
+            ready: VecDeque::new(),
+            queued: false,
             feeds: Vec::new(),
             dumps: Vec::new(),
             departed: Counters::default(),
@@ -44,10 +53,11 @@ impl Domain {
         }
     }
 
-    /// The data path: one batch of one port, from its receive queue to every port that gets a part of it.
-    pub(super) fn burst(&mut self, ingress: PortId, context: &mut Context) {
+    /// The data path: one batch of one port, from its receive queue to every port that gets a part of it. Returns what
+    /// that was of a turn.
+    fn burst(&mut self, ingress: PortId, context: &mut Context) -> usize {
         let Some(port) = self.ports.get_mut(ingress.index()).and_then(Option::as_mut) else {
-            return;
+            return 0;
         };
         port.queued = false;
         let buffers = port.link.buffers(self.fabric.longest_frame());
@@ -63,7 +73,8 @@ impl Domain {
             parcel.batch.clear();
             context.dead.push((self.slot, ingress));
         }
-        port.count_rx(&parcel.batch);
+        let bytes = port.count_rx(&parcel.batch);
+        let work = turns::work(parcel.batch.len(), bytes);
         if !self.guard.is_empty() {
             let ageing = self.fabric.settings().ageing;
             self.guard
@@ -99,6 +110,7 @@ impl Domain {
             context.dead.push((self.slot, ingress));
         }
         self.settle(ingress, parcel, context);
+        work
     }
 
     /// Gives a guest back what it has lent to a batch. What others are owed of that is kept for them here: the guest may
@@ -234,49 +246,6 @@ impl Domain {
             _ => context.pool.put(parcel),
         }
         self.enqueue(ingress, context);
-    }
-
-    /// Puts a port into the ready queue if there is a reason to read it, or removes it if it is done.
-    fn enqueue(&mut self, id: PortId, context: &mut Context) {
-        let Some(port) = self.port_mut(id) else { return };
-        if port.held.is_some() || port.queued {
-            return;
-        }
-        if port.readable {
-            port.queued = true;
-            context.ready.push_back((self.slot, id));
-        } else if port.closing.is_some() {
-            context.dead.push((self.slot, id));
-        }
-    }
-
-    /// There may be something to read.
-    pub(super) fn readable(&mut self, id: PortId, context: &mut Context) {
-        if let Some(port) = self.port_mut(id) {
-            port.readable = true;
-            self.enqueue(id, context);
-        }
-    }
-
-    fn is_polled(&self, id: PortId) -> bool {
-        let port = self.ports.get(id.index()).and_then(Option::as_ref);
-        port.is_some_and(|port| matches!(port.link, Link::Vhost(_)))
-    }
-
-    /// Looks whether a guest that shares its memory has sent something, `last` so that it kicks if it has not; true if
-    /// it need not be looked at any more.
-    pub(super) fn look(&mut self, id: PortId, last: bool, context: &mut Context) -> bool {
-        let found = match self.port_mut(id).map(|port| &mut port.link) {
-            Some(Link::Vhost(link)) if last => link.listen(),
-            Some(Link::Vhost(link)) => link.has_frames(),
-            _ => return true,
-        };
-        match found {
-            Ok(true) => self.readable(id, context),
-            Ok(false) => return last,
-            Err(_) => context.dead.push((self.slot, id)),
-        }
-        true
     }
 
     /// There is room: gives a port what others keep for it, each in its turn.
@@ -520,7 +489,7 @@ impl Domain {
     /// Takes everything of it out of what the domains of a worker share.
     pub(super) fn leave(&mut self, context: &mut Context) {
         let slot = self.slot;
-        context.ready.retain(|&(domain, _)| domain != slot);
+        self.rest(context);
         let Context {
             full,
             roomy,
@@ -570,6 +539,7 @@ impl Domain {
 
     /// Removes all ports.
     pub(super) fn clear(&mut self, context: &mut Context) {
+        self.rest(context);
         for id in self.fabric.ports().collect::<Vec<_>>() {
             self.remove(id, context);
         }

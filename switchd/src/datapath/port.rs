@@ -388,11 +388,13 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    /// Counts a received batch.
-    pub(crate) fn count_rx(&mut self, batch: &Batch) {
+    /// Counts a received batch; returns its bytes.
+    pub(crate) fn count_rx(&mut self, batch: &Batch) -> usize {
+        let bytes = (0..batch.len()).map(|i| batch.wire_len(i)).sum();
         self.counters.rx_frames += batch.len() as u64;
-        self.counters.rx_bytes += (0..batch.len()).map(|i| batch.wire_len(i) as u64).sum::<u64>();
+        self.counters.rx_bytes += bytes as u64;
         self.counters.drops.add(DropReason::Overrun, self.link.overruns());
+        bytes
     }
 
     /// Drops frames that were to go out here, and leaves none.

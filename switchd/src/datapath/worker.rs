@@ -18,6 +18,8 @@ use super::{Command, Common, DomainId, Load};
 mod allocations;
 #[cfg(test)]
 mod moves;
+#[cfg(test)]
+mod turns;
 
 /// The token of the wake-up descriptor; a port's has a domain's slot in its upper half, which is never all ones.
 pub(super) const WAKE: u64 = u64::MAX;
@@ -49,8 +51,8 @@ pub(super) type Slot = u32;
 /// What all domains of a worker share.
 pub(super) struct Context {
     pub(super) poller: Poller,
-    /// Ports with something to read, in the order they are served: one batch each, then the next has its turn.
-    pub(super) ready: VecDeque<(Slot, PortId)>,
+    /// Domains that have ports with something to read, in the order they are served: each has its turn, then the next.
+    pub(super) ready: VecDeque<Slot>,
     /// Ports that others wait for.
     pub(super) full: Vec<(Slot, PortId)>,
     /// Ports that have room of which no event tells.
@@ -153,13 +155,13 @@ impl Worker {
         if self.context.unsent && self.context.ready.is_empty() {
             self.flush_captures();
         }
-        // One batch for each port that has something; what arrives meanwhile has its turn in the next round.
+        // One turn for each domain that has something; what arrives meanwhile has its turn in the next round.
         for _ in 0..self.context.ready.len() {
-            let Some((slot, ingress)) = self.context.ready.pop_front() else {
+            let Some(slot) = self.context.ready.pop_front() else {
                 break;
             };
             if let Some(domain) = domain(&mut self.domains, slot) {
-                domain.burst(ingress, &mut self.context);
+                domain.turn(&mut self.context);
             }
         }
         self.check_full();
