@@ -69,6 +69,8 @@ measure() {
         daemon) word="eth0=daemon,02:00:00:00:00:0@,unix,$at.cnct" ;;
         vde) word="eth0=vde,$at.vde,02:00:00:00:00:0@" ;;
         vhost) word=virtio_uml.device=$at.vhost:1 ;;
+        # As vstart has it.
+        bess | tap) word=vec0:transport=bess,dst=$at.bess,mac=02:00:00:00:00:0@,depth=256 ;;
         *) word=vec0:transport=bess,dst=$at.bess,mac=02:00:00:00:00:0@ ;;
         esac
         [ $kind != bess9000 ] || mtu=9000

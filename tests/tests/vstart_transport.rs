@@ -218,7 +218,7 @@ fn transports_change_the_command_line_and_nothing_else() {
     };
     let daemon = format!("eth3=daemon,{mac},unix,{}", socket("cnct"));
     let vde = format!("eth3=vde,{},{mac}", socket("vde"));
-    let bess = format!("vec3:transport=bess,dst={},mac={mac}", socket("bess"));
+    let bess = format!("vec3:transport=bess,dst={},mac={mac},depth=256", socket("bess"));
     assert_eq!(word(&[]), daemon);
     assert_eq!(word(&["--transport=auto"]), daemon);
     assert_eq!(word(&["--transport=vde"]), vde);
