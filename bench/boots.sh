@@ -42,8 +42,9 @@ lost() { awk '/^IcmpMsg/ {if (n++) {for (i = 2; i <= NF; i++) v[name[i]] = $i} e
     END {print v["OutType8"] - v["InType0"]}' /proc/net/snmp; }
 before=$(lost)
 ping -q -c $pings -i 0.002 10.0.0.1 >/dev/null
-for _ in $(seq 100); do [ $(($(lost) - before)) != 0 ] || break; sleep 0.1; done
-echo "PINGS $(($(lost) - before)) lost"
+late=0
+until [ $(($(lost) - before)) = 0 ] || [ $late = 1000 ]; do sleep 0.01; late=$((late + 1)); done
+echo "PINGS $(($(lost) - before)) lost, the last one at most $((late + 1))0 ms late"
 # The other machine answers before its server listens.
 until iperf3 -c 10.0.0.1 -t $seconds -f m -i 1 --bidir >/tmp/rate; do sleep 0.1; done
 # A line of an interval ends in '0.00-1.00 sec 1 MBytes 8 Mbits/sec ...'; the last interval may be a fraction.
@@ -94,7 +95,7 @@ boot() {
     said=$(sed -n 's/\r$//; /^PINGS\|^RATES/s/ END//p; /^PINGS/p' "$dir/console2" | tr '\n' ' ')
     fault=
     if ! grep -q 'RATES.*END' "$dir/console2"; then fault='no result'
-    elif ! [[ $said == 'PINGS 0 lost '* ]]; then fault='pings lost'
+    elif ! [[ $said == 'PINGS 0 lost,'* ]]; then fault='pings lost'
     elif [[ $said == *'least 0 '* || $said == *'RATES 0 '* ]]; then fault='a second without a byte'; fi
     # While they boot on a busy machine, kernels may warn of their own cryptography.
     complaint=$(sed -s '1,/as init process/d' "$dir"/console[12] | grep -oE "$complaints" | head -n 1 || true)
