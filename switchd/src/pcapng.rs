@@ -53,6 +53,8 @@ pub(crate) struct Packet<'a> {
     pub(crate) wire_len: usize,
     /// The part that is kept.
     pub(crate) bytes: &'a [u8],
+    /// What stands at a place of it instead: a checksum that the sender has left undone.
+    pub(crate) sum: Option<(usize, [u8; 2])>,
     pub(crate) direction: Direction,
     /// What is to be said about it; nothing if empty.
     pub(crate) comment: &'a str,
@@ -133,7 +135,11 @@ pub(crate) fn packet(out: &mut Vec<u8>, packet: Packet<'_>) {
     for word in header {
         out.extend_from_slice(&word.to_ne_bytes());
     }
+    let start = out.len();
     out.extend_from_slice(packet.bytes);
+    if let Some((field, sum)) = packet.sum {
+        out[start + field..][..2].copy_from_slice(&sum);
+    }
     pad(out, packet.bytes.len());
     option(out, EPB_FLAGS, &(packet.direction as u32).to_ne_bytes());
     if !packet.comment.is_empty() {
@@ -325,6 +331,7 @@ mod tests {
             time: Duration::new(1_700_000_000, 123_456_789),
             wire_len: 1514,
             bytes,
+            sum: None,
             direction: Direction::Out,
             comment: "dropped: queue-full",
         }

@@ -73,6 +73,9 @@ impl Capture {
 #[track_caller]
 pub fn fields(file: &Path, names: &[&str]) -> Vec<Vec<String>> {
     let mut command = tshark(file);
+    for protocol in ["ip", "tcp", "udp"] {
+        command.args(["-o", &format!("{protocol}.check_checksum:TRUE")]);
+    }
     command.args(["-T", "fields", "-E", "separator=/t"]);
     for name in names {
         command.args(["-e", name]);

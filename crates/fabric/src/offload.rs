@@ -200,13 +200,19 @@ impl Work {
             return cut.write(frame, n, out);
         }
         out[..frame.len()].copy_from_slice(frame);
-        if let Some((start, offset)) = self.checksum {
-            // The field holds the sum of the pseudo header.
-            let (start, field) = (usize::from(start), usize::from(start) + usize::from(offset));
-            let sum = fold(add(0, &out[start..frame.len()]));
-            out[field..field + 2].copy_from_slice(&not_zero(!sum).to_be_bytes());
+        if let Some((field, sum)) = self.sum(frame) {
+            out[field..field + 2].copy_from_slice(&sum);
         }
         frame.len()
+    }
+
+    /// The checksum that `frame`, the frame this work was made for, lacks as long as it is not cut, and its place.
+    pub fn sum(self, frame: &[u8]) -> Option<(usize, [u8; 2])> {
+        let (start, offset) = self.checksum?;
+        // The field holds the sum of the pseudo header.
+        let sum = fold(add(0, &frame[usize::from(start)..]));
+        let field = usize::from(start) + usize::from(offset);
+        Some((field, not_zero(!sum).to_be_bytes()))
     }
 }
 

@@ -296,6 +296,7 @@ mod tests {
                 time: Duration::from_secs(second),
                 wire_len: 1000,
                 bytes: &[1; 1000],
+                sum: None,
                 direction: Direction::In,
                 comment: "",
             };

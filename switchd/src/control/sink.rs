@@ -134,6 +134,7 @@ mod tests {
                 time: Duration::ZERO,
                 wire_len: bytes.len(),
                 bytes,
+                sum: None,
                 direction: pcapng::Direction::In,
                 comment: "",
             },

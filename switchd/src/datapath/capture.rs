@@ -19,6 +19,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use fabric::offload::Work;
 use fabric::{Batch, DropReason, Filter, FrameSet, Plan, PortId};
 
 use super::port::Port;
@@ -240,18 +241,20 @@ impl Feed {
         for index in frames.iter() {
             let frame = batch.frame(index);
             let reason = reasons.iter().find(|(_, frames)| frames.contains(index));
-            self.record(Packet {
+            let packet = Packet {
                 interface,
                 time: self.last,
                 wire_len: batch.wire_len(index),
                 bytes: frame,
+                sum: None,
                 direction,
                 comment: reason.map_or("", |&(reason, _)| comment(reason)),
-            });
+            };
+            self.record(packet, batch.work(index));
         }
     }
 
-    fn record(&mut self, packet: Packet<'_>) {
+    fn record(&mut self, packet: Packet<'_>, work: Work) {
         let tally = &mut self.tallies[packet.interface as usize];
         tally.received += 1;
         if let Some(filter) = &self.wanted.filter
@@ -263,7 +266,11 @@ impl Feed {
         let bytes = &packet.bytes[..packet.bytes.len().min(self.wanted.snap_len)];
         if self.make_room(pcapng::packet_len(bytes.len(), packet.comment.len())) {
             self.tallies[packet.interface as usize].written += 1;
-            pcapng::packet(&mut self.chunk, Packet { bytes, ..packet });
+            // Nobody can check the sum of a frame that is not there as a whole.
+            let sum = (bytes.len() == packet.wire_len)
+                .then(|| work.sum(bytes))
+                .flatten();
+            pcapng::packet(&mut self.chunk, Packet { bytes, sum, ..packet });
         } else {
             self.tallies[packet.interface as usize].dropped += 1;
             self.count_dropped(1);
@@ -495,14 +502,16 @@ mod tests {
         feed.last = Duration::from_nanos(17);
         let interface = feed.interface(PortId(3), 1, "pc1:eth0").unwrap();
         for n in 0..frames {
-            feed.record(Packet {
+            let packet = Packet {
                 interface,
                 time: feed.last,
                 wire_len: bytes,
                 bytes: &vec![u8::try_from(n % 251).unwrap(); bytes],
+                sum: None,
                 direction: Direction::In,
                 comment: "",
-            });
+            };
+            feed.record(packet, Work::default());
         }
         feed.hand_over();
     }
