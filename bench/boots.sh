@@ -8,35 +8,14 @@
 # Consoles of failed boots are printed, and kept in KEEP if that is a directory. Needs root, for a network namespace.
 # Fails if any boot did.
 set -eu
-if [ -z "${INSIDE:-}" ]; then INSIDE=1 exec unshare --net --kill-child "$BASH" "$0" "$@"; fi
+. "$(dirname "$0")/common.sh"
+enter "" "$@"
 boots=${1:-20} seconds=${2:-2} pings=${PINGS:-1000}
 shift $(($# < 2 ? $# : 2))
 [ $# -gt 0 ] || set -- vhost bridge
 switchd=${SWITCHD:-target/release/switchd}
-work=$(mktemp -d)
-cleanup() {
-    for group in ${groups:-}; do kill -9 -- "-$group" 2>/dev/null || true; done
-    groups=
-    for link in br0 tap1 tap2; do ip link del $link 2>/dev/null || true; done
-}
-trap 'cleanup; rm -rf "$work"' EXIT
-trap 'exit 1' INT TERM
-ip link set lo up
 
-cat > "$work/init" <<'INIT'
-#!/bin/sh
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin
-mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp
-for word in $(cat /proc/cmdline); do case $word in host=*) host=${word#host=};; seconds=*) seconds=${word#seconds=};;
-    pings=*) pings=${word#pings=};; esac; done
-modules=/usr/lib/uml/modules/$(uname -r)/kernel
-for module in net/core/failover drivers/net/net_failover drivers/net/virtio_net; do
-    ! grep -q virtio_uml /proc/cmdline || busybox insmod $modules/$module.ko
-done
-for device in eth0 vec0; do [ ! -e /sys/class/net/$device ] || break; done
-ip link set lo up; ip addr add 10.0.0.$host/24 dev $device; ip link set $device up
-if [ $host = 1 ]; then exec iperf3 -s >/dev/null; fi
-until ping -c 1 -W 1 10.0.0.1 >/dev/null; do :; done
+make_init <<'INIT'
 # Once sent, ping gives replies up soon; the kernel counts those that come later, too.
 lost() { awk '/^IcmpMsg/ {if (n++) {for (i = 2; i <= NF; i++) v[name[i]] = $i} else split($0, name)}
     END {print v["OutType8"] - v["InType0"]}' /proc/net/snmp; }
@@ -55,43 +34,22 @@ awk '/TX-C|RX-C/ && !/sender|receiver/ && match($0, /[0-9.]+-[0-9.]+ +sec/) {
         count++; if (count == 1 || rate + 0 < least) least = rate + 0 }
     /receiver/ {for (i = 1; i < NF; i++) if ($(i + 1) ~ /bits\/sec/) sum += $i}
     END {print "RATES " count + 0 " intervals, least " least + 0 " Mbit/s, both ways " sum + 0 " END"}' /tmp/rate
-exec sleep 1000
 INIT
-chmod +x "$work/init"
-
-# Starts a command in a session of its own, to be ended with all it has started.
-begin() { setsid "$@" >>"$work/log" 2>&1 </dev/null & groups="${groups:-} $!"; last=$!; disown; }
-await() {
-    for _ in $(seq 300); do ! "$@" >/dev/null 2>&1 || return 0; sleep 0.1; done
-    cat "$work/log" >&2; echo "boots.sh: $kind: gave up waiting for: $*" >&2; exit 1
-}
 
 boot() {
     dir=$(mktemp -d "$work/XXXXXX") word=
     case $kind in
     bridge)
-        ip link add br0 type bridge; ip link set br0 up
-        for n in 1 2; do ip tuntap add dev tap$n mode tap; ip link set tap$n master br0 up; done
+        make_bridge
         word='vec0:transport=tap,ifname=tap@,gro=1,mac=02:00:00:00:00:0@' ;;
     vhost | bess)
-        begin "$switchd" --dir "$dir/h" run ${FLAGS:-}
-        await "$switchd" --dir "$dir/h" domain add A --mode switch
-        at=$(echo "$dir"/h/vhub_*_A.cnct); at=${at%.cnct}
+        start_switchd "${FLAGS:-}"
         word=virtio_uml.device=$at.vhost:1
         [ $kind = vhost ] || word=vec0:transport=bess,dst=$at.bess,mac=02:00:00:00:00:0@ ;;
     *) echo "boots.sh: no kind '$kind'" >&2; exit 2 ;;
     esac
-    kernels=
-    for n in 1 2; do
-        setsid linux.uml mem=192M root=/dev/root rootfstype=hostfs rootflags=/ ro "init=$work/init" con=null con0=null,fd:1 \
-            "umid=g$n" "uml_dir=$dir/u" "host=$n" "seconds=$seconds" "pings=$pings" "${word//@/$n}" >"$dir/console$n" 2>&1 </dev/null &
-        groups="${groups:-} $!" kernels="$kernels $!"; disown
-    done
-    for _ in $(seq $(((seconds + 60) * 4))); do
-        ! grep -q 'RATES.*END' "$dir/console2" || break
-        for kernel in $kernels; do kill -0 "$kernel" 2>/dev/null || break 2; done
-        sleep 0.25
-    done
+    boot_guests "1 2" mem=192M "seconds=$seconds" "pings=$pings" "$word"
+    await_rates $((seconds + 60))
     said=$(sed -n 's/\r$//; /^PINGS\|^RATES/s/ END//p; /^PINGS/p' "$dir/console2" | tr '\n' ' ')
     fault=
     if ! grep -q 'RATES.*END' "$dir/console2"; then fault='no result'
@@ -111,7 +69,8 @@ boot() {
         [ "$kind" = bridge ] || "$switchd" --dir "$dir/h" port ls A || true
         tail -n 20 "$work/log"
     fi
-    cleanup
+    end
+    remove_links br0 tap1 tap2
     : > "$work/log"
     rm -rf "$dir"
 }

@@ -6,39 +6,21 @@
 #
 # Everything is in a network namespace that goes with the script: nothing of the host's is changed.
 set -eu
-if [ -z "${INSIDE:-}" ]; then INSIDE=1 exec unshare --net --pid --fork --mount-proc --kill-child "$BASH" "$0" "$@"; fi
+. "$(dirname "$0")/common.sh"
+enter "--pid --fork --mount-proc" "$@"
 seconds=${1:-2} rounds=${2:-3}
 shift $(($# < 2 ? $# : 2))
 [ $# -gt 0 ] || set -- none link cable stream dgram udp mcast l2tpv3 l2tpv3-ip gre
 switchd=${SWITCHD:-target/release/switchd}
-work=$(mktemp -d)
-trap 'end; rm -rf "$work"' EXIT
-# The shell tells of every process it has killed; that is for the log.
-exec 3>&2 2>>"$work/log"
-ip link set lo up
 ip route add 224.0.0.0/4 dev lo
 
-begin() { setsid "$@" >>"$work/log" 2>&1 </dev/null & groups="${groups:-} $!"; }
-end() {
-    {
-        for group in ${groups:-}; do kill -9 -- "-$group" || true; done
-        wait
-    } 2>/dev/null
-    groups=
-}
-fail() { echo "carriers.sh: $1" >&3; tail -n 20 "$work/log" >&3; exit 1; }
-# Tries a command until it succeeds.
-until_ok() {
-    for _ in $(seq 200); do ! "$@" >/dev/null 2>&1 || return 0; sleep 0.05; done
-    fail "never: $*"
-}
 has_reader() { ip -o link show "$1" | grep -q LOWER_UP; }
 
 # Two switches, tap1 at one and tap2 at the other.
 ours() {
     for n in 1 2; do begin "$switchd" --dir "$work/$n" run --workers 1; done
     for n in 1 2; do
-        until_ok "$switchd" --dir "$work/$n" domain add A --mode switch
+        await "$switchd" --dir "$work/$n" domain add A --mode switch
         [ "$n$1" = 2none ] || [ "$n$1" = 2link ] || "$switchd" --dir "$work/$n" port add A --tap tap$n
     done
     here=127.0.0.1 there=127.0.0.2
@@ -72,7 +54,7 @@ theirs() {
     case $1 in
     none) begin qemu-system-x86_64 -nodefaults -machine none -display none $(hub tap,ifname=tap1,script=no tap,ifname=tap2,script=no) ;;
     cable)
-        for n in 1 2; do begin sh -c "sleep 1000 | vde_switch -s $work/v$n -tap tap$n"; until_ok [ -S "$work/v$n/ctl" ]; done
+        for n in 1 2; do begin_open vde_switch -s "$work/v$n" -tap tap$n; await [ -S "$work/v$n/ctl" ]; done
         # It makes a process group of its own, which the leader of a session cannot; it goes with the switches.
         begin sh -c "dpipe vde_plug $work/v1 = vde_plug $work/v2; true" ;;
     stream)
@@ -102,7 +84,7 @@ qemus() {
         n=$((n + 1))
         # shellcheck disable=SC2046 # words
         begin qemu-system-x86_64 -nodefaults -machine none -display none $(hub tap,ifname=tap$n,script=no "$netdev")
-        until_ok has_reader tap$n
+        await has_reader tap$n
     done
 }
 
@@ -111,28 +93,28 @@ measure() {
     for n in 1 2; do ip tuntap add dev tap$n mode tap; ip link set tap$n up; done
     if ! "$1" "$2"; then end; for n in 1 2; do ip link del tap$n; done; return; fi
     for n in 1 2; do
-        until_ok has_reader tap$n
+        await has_reader tap$n
         begin unshare --net sleep 1000
         pid=$!
-        until_ok other_net "$pid"
+        await other_net "$pid"
         ip link set tap$n netns "$pid"
         nsenter --net="/proc/$pid/ns/net" sh -c "ip link set lo up; ip addr add 10.0.0.$n/24 dev tap$n; ip link set tap$n up"
         eval "host$n=$pid"
     done
     in2() { nsenter --net="/proc/$host2/ns/net" "$@"; }
     begin nsenter --net="/proc/$host1/ns/net" iperf3 -s
-    until_ok in2 ping -c 1 -W 0.2 10.0.0.1
+    await in2 ping -c 1 -W 0.2 10.0.0.1
     rtt=$(in2 ping -q -i 0.002 -c 200 10.0.0.1 | sed -n 's|^rtt.* = [^/]*/\([^/]*\)/.*|\1|p')
     # The server may not be there yet.
     rate=
     for _ in $(seq 50); do
-        rate=$(in2 iperf3 -c 10.0.0.1 -t "$seconds" -f m |
+        rate=$(in2 iperf3 -c 10.0.0.1 -t "$seconds" -f m 2>>"$work/log" |
             awk '/receiver/ {for (i = 1; i < NF; i++) if ($(i + 1) ~ /bits/) print $i}')
         [ -z "$rate" ] || break
         sleep 0.1
     done
     [ -n "$rate" ] || fail "$1 $2: no rate"
-    echo "carriers.sh: $1 $2: $rate Mbit/s, ${rtt:-0} ms" >&3
+    echo "carriers.sh: $1 $2: $rate Mbit/s, ${rtt:-0} ms" >&2
     echo "$rate ${rtt:-0}" >>"$work/$1-$2"
     # The taps go with their namespaces.
     end
@@ -148,12 +130,12 @@ for _ in $(seq "$rounds"); do
         done
     done
 done
-median() { cut -d' ' -f"$2" "$work/$1" 2>/dev/null | sort -n | awk '{v[NR] = $1} END {print NR ? v[int((NR + 1) / 2)] : ""}'; }
+column() { [ ! -e "$work/$1" ] || cut -d' ' -f"$2" "$work/$1" | median; }
 peer() { case $1 in cable) echo 'vde_switch, dpipe, vde_plug' ;; link | gre) echo ;; *) echo 'QEMU' ;; esac; }
 echo "| carrier | switchd, Mbit/s | round trip, ms | peer | Mbit/s | round trip, ms | ratio |"
 echo "| --- | ---: | ---: | --- | ---: | ---: | ---: |"
 for carrier; do
-    own=$(median "ours-$carrier" 1) other=$(median "theirs-$carrier" 1)
+    own=$(column "ours-$carrier" 1) other=$(column "theirs-$carrier" 1)
     ratio=$(awk -v a="$own" -v b="$other" 'BEGIN {if (b) printf "%.2f", a / b}')
-    echo "| $carrier | $own | $(median "ours-$carrier" 2) | $(peer "$carrier") | $other | $(median "theirs-$carrier" 2) | $ratio |"
+    echo "| $carrier | $own | $(column "ours-$carrier" 2) | $(peer "$carrier") | $other | $(column "theirs-$carrier" 2) | $ratio |"
 done

@@ -13,43 +13,21 @@
 #     for package in *.deb; do dpkg -x "$package" .; done; export OVS=$PWD
 # SWITCHD and HUBLOAD name the programs of ours.
 set -eu
-fail() { echo "dpdk.sh: $*" >&2; exit 1; }
-if [ -z "${INSIDE:-}" ]; then
-    command -v dpdk-testpmd >/dev/null || fail "there is no dpdk-testpmd: apt-get install --no-install-recommends dpdk-dev"
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-    INSIDE=$work unshare --net --mount --pid --fork --mount-proc --kill-child "$BASH" "$0" "$@"
-    exit
-fi
-work=$INSIDE
+. "$(dirname "$0")/common.sh"
+command -v dpdk-testpmd >/dev/null || fail "there is no dpdk-testpmd: apt-get install --no-install-recommends dpdk-dev"
+enter "--mount --pid --fork --mount-proc" "$@"
 seconds=${1:-3} rounds=${2:-3}
 shift $(($# < 2 ? $# : 2))
 [ $# -gt 0 ] || set -- vhost poll bess ${OVS:+ovs}
 switchd=${SWITCHD:-target/release/switchd} hubload=${HUBLOAD:-target/release/hubload}
 switchd=$(realpath "$switchd") hubload=$(realpath "$hubload")
 mount -t tmpfs tmpfs /run
-ip link set lo up
-
-# What was started ends with the namespace of processes; a round ends its own.
-begin() { "$@" >>"$dir/log" 2>&1 </dev/null & started="${started:-} $!"; }
-# Waits up to 20 s until a command succeeds.
-await() {
-    for _ in $(seq 200); do ! "$@" >/dev/null 2>&1 || return 0; sleep 0.1; done
-    tail -n 30 "$dir"/*log >&2
-    fail "$kind: gave up waiting for: $*"
-}
-
-start_switchd() {
-    mkdir -m 700 "$dir/h"
-    begin $1 "$switchd" --dir "$dir/h" run --workers 1 ${2:-}
-    await "$switchd" --dir "$dir/h" domain add A --mode switch
-}
 
 start_ovs() {
     local bin=$OVS/usr
     export LD_LIBRARY_PATH=$bin/lib/x86_64-linux-gnu OVS_RUNDIR=$dir OVS_LOGDIR=$dir OVS_DBDIR=$dir OVS_SYSCONFDIR=$dir
     export OVS_PKGDATADIR=$bin/share/openvswitch
-    vsctl() { "$bin/bin/ovs-vsctl" --timeout=20 --db="unix:$dir/db.sock" "$@" >>"$dir/log" 2>&1; }
+    vsctl() { "$bin/bin/ovs-vsctl" --timeout=20 --db="unix:$dir/db.sock" "$@" >>"$work/log" 2>&1; }
     "$bin/bin/ovsdb-tool" create "$dir/conf.db" "$OVS_PKGDATADIR/vswitch.ovsschema"
     begin "$bin/sbin/ovsdb-server" "$dir/conf.db" --remote="punix:$dir/db.sock" --unixctl="$dir/db.ctl"
     await test -S "$dir/db.sock"
@@ -98,12 +76,12 @@ rate() {
 # testpmd at two sockets; prints both rates.
 load() {
     mkfifo "$dir/commands"
-    stdbuf -oL dpdk-testpmd --no-huge -m 128 --no-pci --no-telemetry --file-prefix pmd --lcores 0@0,1@0 \
+    begin sh -c 'exec "$@" >"$0/pmd.log" 2>&1 <"$0/commands"' "$dir" stdbuf -oL dpdk-testpmd \
+        --no-huge -m 128 --no-pci --no-telemetry --file-prefix pmd --lcores 0@0,1@0 \
         "--vdev=net_virtio_user0,path=$1,server=0,mac=02:00:00:00:00:01" \
         "--vdev=net_virtio_user1,path=$2,server=0,mac=02:00:00:00:00:02" -- \
         --interactive --total-num-mbufs=8192 --forward-mode=io --txpkts=60 \
-        --eth-peer=0,02:00:00:00:00:02 --eth-peer=1,02:00:00:00:00:01 >"$dir/pmd.log" 2>&1 <"$dir/commands" &
-    started="$started $!"
+        --eth-peer=0,02:00:00:00:00:02 --eth-peer=1,02:00:00:00:00:01
     exec 7>"$dir/commands"
     await grep -q 'testpmd>' "$dir/pmd.log"
     many=$(rate 4)
@@ -119,26 +97,24 @@ load() {
 }
 
 measure() {
-    kind=$1 started='' dir=$(mktemp -d "$work/XXXXXX")
+    kind=$1 dir=$(mktemp -d "$work/XXXXXX")
     case $kind in
     vhost | poll)
-        start_switchd "taskset -c 1" "$([ $kind = vhost ] || echo --poll-us 100)"
+        by="taskset -c 1" start_switchd "--workers 1 $([ $kind = vhost ] || echo --poll-us 100)"
         load "$dir"/h/vhub_*_A.vhost "$dir"/h/vhub_*_A.vhost ;;
     ovs)
         start_ovs
         load "$dir/p0" "$dir/p1" ;;
     bess)
-        start_switchd ""
+        start_switchd "--workers 1"
         "$hubload" --attach bess --size 60 --switch --seconds "$seconds" --json "$dir"/h/vhub_*_A.bess >"$dir/bess.log"
         echo "$(grep -o '"delivered_per_s":[0-9]*' "$dir/bess.log" | head -n 1 | cut -d: -f2) -" >>"$work/$kind" ;;
     *) fail "no kind '$kind': vhost, poll, bess or ovs" ;;
     esac
-    kill -9 $started 2>/dev/null || true
-    { wait; } 2>/dev/null
+    end
 }
 
 for _ in $(seq "$rounds"); do for kind; do measure "$kind"; done; done
-median() { sort -n | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}'; }
 echo "| kind | frames/s | µs for one frame | all rounds |"
 echo "| --- | ---: | ---: | --- |"
 for kind; do

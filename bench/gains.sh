@@ -2,6 +2,7 @@
 # What each of switchd's optimisations is good for: the rates of a load with all of them and without one, in turns:
 # bench/gains.sh [SECONDS [ROUNDS]]. BIN is where hubload and switchd are. As root, taps are measured too (taps.sh).
 set -eu
+. "$(dirname "$0")/common.sh"
 seconds=${1:-1} rounds=${2:-5} bin=${BIN:-target/release}
 work=$(mktemp -d) && chmod 700 "$work"
 trap 'kill "${daemon:-}" 2>/dev/null || true; rm -rf "$work"' EXIT
@@ -16,7 +17,6 @@ rate() {
         grep -o '"delivered_per_s":[0-9]*' | head -n 1 | cut -d: -f2
     kill "$daemon"; wait "$daemon" || true; daemon=
 }
-median() { sort -n "$1" | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}'; }
 loads=("cnct --attach uml" "cnct --attach uml --ports 8 --traffic flood" "bess --attach bess" "bess --attach bess --ports 8 --traffic flood")
 names=("2 ports, unconnected" "8 ports, flood, unconnected" "2 ports, bess" "8 ports, flood, bess")
 for _ in $(seq "$rounds"); do
@@ -27,10 +27,10 @@ done
 echo "| load, 1514 bytes | frames/s | without \`batches\` | gain | without \`look\` | gain |"
 echo "| --- | ---: | ---: | ---: | ---: | ---: |"
 for i in "${!loads[@]}"; do
-    line="| ${names[$i]} | $(median "$work/$i-") |"
+    line="| ${names[$i]} | $(median <"$work/$i-") |"
     for without in batches look; do
-        part=$(median "$work/$i-$without")
-        line="$line $part | $(awk "BEGIN {printf \"%.2f\", $(median "$work/$i-") / $part}") |"
+        part=$(median <"$work/$i-$without")
+        line="$line $part | $(awk "BEGIN {printf \"%.2f\", $(median <"$work/$i-") / $part}") |"
     done
     echo "$line"
 done

@@ -5,36 +5,21 @@
 # bench/taps.sh [SECONDS [ROUNDS [KIND...]]]
 # Needs root, for a network namespace with all of that in it. SWITCHD names the program, WITHOUT what it is to do without.
 set -eu
-if [ -z "${INSIDE:-}" ]; then INSIDE=1 exec unshare --net --mount --kill-child "$BASH" "$0" "$@"; fi
+. "$(dirname "$0")/common.sh"
+enter --mount "$@"
 seconds=${1:-3} rounds=${2:-5}
 shift $(($# < 2 ? $# : 2))
 [ $# -gt 0 ] || set -- vde_switch switchd nic bridge
 switchd=${SWITCHD:-target/release/switchd}
-work=$(mktemp -d)
 mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns
-cleanup() {
-    for group in ${groups:-}; do kill -9 -- "-$group" 2>/dev/null || true; done
-    groups=
-    # A namespace's own devices go some time after it.
-    for n in 1 2; do ip link del p$n 2>/dev/null || true; done
-    ip netns del n1 2>/dev/null || true; ip netns del n2 2>/dev/null || true; ip link del br0 2>/dev/null || true
-}
-trap 'cleanup; rm -rf "$work"' EXIT
-ip link set lo up
-
-# Starts a command in a session of its own, to be ended with all it has started.
-# Its standard input stays open: the end of that is the end of some of them.
-begin() { setsid sh -c 'sleep infinity | "$@"' - "$@" >>"$work/log" 2>&1 & groups="${groups:-} $!"; disown; }
-# Waits for something; a minute is enough for anything here.
-await() { for _ in $(seq 600); do ! "$@" >/dev/null 2>&1 || return 0; sleep 0.1; done; echo "taps.sh: waited for: $*" >&2; tail "$work/log" >&2; exit 1; }
 
 measure() {
     kind=$1 dir=$(mktemp -d "$work/XXXXXX")
     for n in 1 2; do ip netns add n$n; done
     case $kind in
     bridge) ip link add br0 type bridge; ip link set br0 up ;;
-    vde_switch) begin vde_switch -s "$dir/vde"; await test -S "$dir/vde/ctl" ;;
-    switchd | nic) begin "$switchd" --dir "$dir/h" run ${WITHOUT:+--without "$WITHOUT"}; await "$switchd" --dir "$dir/h" domain add A --mode switch ;;
+    vde_switch) begin_open vde_switch -s "$dir/vde"; await test -S "$dir/vde/ctl" ;;
+    switchd | nic) start_switchd "${WITHOUT:+--without $WITHOUT}" ;;
     *) echo "taps.sh: no kind '$kind': vde_switch, switchd, nic or bridge" >&2; exit 2 ;;
     esac
     for n in 1 2; do
@@ -45,7 +30,7 @@ measure() {
             ip link add t$n netns n$n type veth peer name p$n; ip link set p$n up
             "$switchd" --dir "$dir/h" port add A --nic p$n --promisc >/dev/null ;;
         vde_switch)
-            begin ip netns exec n$n vde_plug2tap -s "$dir/vde" t$n; await ip -n n$n link show t$n ;;
+            begin_open ip netns exec n$n vde_plug2tap -s "$dir/vde" t$n; await ip -n n$n link show t$n ;;
         switchd)
             ip tuntap add dev t$n mode tap
             "$switchd" --dir "$dir/h" port add A --tap t$n >/dev/null
@@ -59,11 +44,13 @@ measure() {
     # Rate received, and segments sent again.
     ip netns exec n2 iperf3 -c 10.0.0.1 -t "$seconds" -f m |
         awk '/sender/ {again = $9} /receiver/ {rate = $7} END {print rate + 0, again + 0}' >>"$work/$kind"
-    cleanup
+    end
+    remove_links p1 p2
+    for n in 1 2; do ip netns del n$n; done
+    remove_links br0
 }
 
 for _ in $(seq "$rounds"); do for kind; do measure "$kind"; done; done
-median() { sort -n | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}'; }
 base=$(cut -d' ' -f1 "$work/$1" | median)
 echo "| joined by | TCP Mbit/s, median of $rounds | sent again | ratio |"
 echo "| --- | ---: | ---: | ---: |"
