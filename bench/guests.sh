@@ -43,9 +43,8 @@ measure() {
         vhost) word=virtio_uml.device=$at.vhost:1 ;;
         # As vstart has it.
         bess | tap) word=vec0:transport=bess,dst=$at.bess,mac=02:00:00:00:00:0@,depth=256 ;;
-        *) word=vec0:transport=bess,dst=$at.bess,mac=02:00:00:00:00:0@ ;;
+        bess9000) word=vec0:transport=bess,dst=$at.bess,mac=02:00:00:00:00:0@,mtu=9000 mtu=9000 ;;
         esac
-        [ $kind != bess9000 ] || mtu=9000
         if [ $kind = tap ]; then
             guests=2
             ip tuntap add dev tap1 mode tap
