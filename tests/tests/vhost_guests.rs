@@ -207,16 +207,17 @@ fn whatever_becomes_of_a_guest_under_load_the_others_lose_nothing() {
         kill(kernel, Signal::SIGCONT).unwrap();
         flows("A");
 
-        // It lets its card go, and takes it again.
-        let driver = "/sys/bus/virtio/drivers/virtio_net";
-        victim.run(&format!("echo virtio0 > {driver}/unbind"));
-        wait::until_true("its port to go", || port("victim:eth0", "A").is_none());
-        others_go_on();
-        victim.run(&format!(
-            "echo virtio0 > {driver}/bind; {}",
-            address("eth0", 0, 2)
-        ));
-        flows("A");
+        // It lets its card go and takes it again: the driver of its interface, then that of the connection as well.
+        let card = ("virtio/drivers/virtio_net", "virtio0");
+        for (driver, device) in [card, ("platform/drivers/virtio-uml", "virtio-uml.0")] {
+            victim.run(&format!("echo {device} > /sys/bus/{driver}/unbind"));
+            wait::until_true("its port to go", || port("victim:eth0", "A").is_none());
+            others_go_on();
+            let again = format!("echo {device} > /sys/bus/{driver}/bind");
+            victim.run(&format!("{again}; {}", address("eth0", 0, 2)));
+            flows("A");
+        }
+        assert_eq!(complaints_of_hang_up(&victim), Vec::<String>::new());
 
         // It is booted anew.
         let _ = victim.tell("reboot -f");

@@ -320,6 +320,18 @@ fn guests_share_their_memory_and_their_cards_are_called_what_was_asked_for() {
     );
     let error = home.fails(1, "vconf", ["pc1", "--eth0="]);
     assert!(error.contains("come and go with the machine only"), "{error}");
+    // Its management console knows nothing of such cards.
+    for (command, answer) in [
+        (["remove", "virtio_uml.0"], "Bad remove option"),
+        (
+            ["config", "virtio_uml.device=/nowhere:1"],
+            "Bad configuration option",
+        ),
+        (["remove", "eth0"], "Device doesn't exist"),
+    ] {
+        let error = home.fails(1, "vmconsole", ["pc1"].iter().chain(&command));
+        assert!(error.ends_with(&format!("answers: {answer}\n")), "{error}");
+    }
     assert!(reaches(&home, "pc1", "10.0.0.2"));
     home.ok("vhalt", ["pc1", "pc2"]);
     home.assert_nothing_left();
