@@ -65,13 +65,11 @@ impl Domain {
         let rx = port.link.rx(&mut parcel.batch);
         port.readable = matches!(rx, Rx::More);
         // Captures and guards look at whole frames.
-        let (all, examined) = (
-            parcel.batch.all(),
-            !self.feeds.is_empty() || !self.guard.is_empty(),
-        );
+        let examined = !self.feeds.is_empty() || !self.guard.is_empty();
+        let all = parcel.batch.all();
         if examined && !port.link.fetch(&mut parcel.batch, all) {
+            // It is found to be broken when it gets back what it has lent.
             parcel.batch.clear();
-            context.dead.push((self.slot, ingress));
         }
         let bytes = port.count_rx(&parcel.batch);
         let work = turns::work(parcel.batch.len(), bytes);
@@ -504,6 +502,9 @@ impl Domain {
             let Some(port) = port else { continue };
             port.queued = false;
             port.armed = false;
+            if let Some(parcel) = &port.held {
+                context.pool.let_go(parcel);
+            }
             if let Err(error) = port.link.forget(&context.poller) {
                 tracing::error!("cannot stop watching port {index}: {error}");
             }
@@ -516,6 +517,9 @@ impl Domain {
         context.unsent |= !self.feeds.is_empty();
         for id in self.fabric.ports().collect::<Vec<_>>() {
             let Some(port) = self.port_mut(id) else { continue };
+            if let Some(parcel) = &port.held {
+                context.pool.adopt(parcel);
+            }
             if let Err(error) = port.link.watch(&context.poller, token(slot, id)) {
                 tracing::error!("cannot watch port {id}: {error}");
                 context.dead.push((slot, id));

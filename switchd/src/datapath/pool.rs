@@ -49,8 +49,7 @@ impl Pool {
     pub(super) fn take(&mut self, buffers: Buffers, now: Instant) -> Parcel {
         let frames = self.frames;
         let shelf = self.shelf(buffers);
-        shelf.in_use += 1;
-        shelf.most = shelf.most.max(shelf.in_use);
+        shelf.count_one_more();
         match shelf.parcels.pop() {
             Some(parcel) => Parcel { since: now, ..parcel },
             None => Parcel {
@@ -65,11 +64,20 @@ impl Pool {
     pub(super) fn put(&mut self, mut parcel: Parcel) {
         parcel.owed.clear();
         let shelf = self.shelf(Buffers::of(&parcel.batch));
-        // One that has moved here with a domain was never taken here.
-        shelf.in_use = shelf.in_use.saturating_sub(1);
+        shelf.in_use -= 1;
         if shelf.parcels.len() < shelf.kept() {
             shelf.parcels.push(parcel);
         }
+    }
+
+    /// A parcel in use goes to another worker, with its domain.
+    pub(super) fn let_go(&mut self, parcel: &Parcel) {
+        self.shelf(Buffers::of(&parcel.batch)).in_use -= 1;
+    }
+
+    /// A parcel in use has come from another worker, and will be put back here.
+    pub(super) fn adopt(&mut self, parcel: &Parcel) {
+        self.shelf(Buffers::of(&parcel.batch)).count_one_more();
     }
 
     fn shelf(&mut self, buffers: Buffers) -> &mut Shelf {
@@ -112,6 +120,11 @@ impl Pool {
 }
 
 impl Shelf {
+    fn count_one_more(&mut self) {
+        self.in_use += 1;
+        self.most = self.most.max(self.in_use);
+    }
+
     /// Spare parcels worth keeping now.
     fn kept(&self) -> usize {
         self.most.max(self.most_before).saturating_sub(self.in_use).max(1)
@@ -200,12 +213,16 @@ mod tests {
     }
 
     #[test]
-    fn a_parcel_from_elsewhere_is_taken_in() {
+    fn a_parcel_that_moves_is_counted_where_it_is() {
         let now = Instant::now();
         let (mut one, mut other) = (Pool::new(64, now), Pool::new(64, now));
         for _ in 0..10 {
-            other.put(one.take(FRAME, now));
+            let parcel = one.take(FRAME, now);
+            one.let_go(&parcel);
+            other.adopt(&parcel);
+            other.put(parcel);
         }
         assert_eq!((spare(&one), spare(&other)), (0, 1));
+        assert_eq!((one.shelves[0].in_use, other.shelves[0].in_use), (0, 0));
     }
 }

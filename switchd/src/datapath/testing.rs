@@ -7,7 +7,8 @@ use socket2::{Domain as Family, Socket, Type};
 use tokio::sync::oneshot;
 
 use super::port::{Identity, Link};
-use super::{NewPort, PortId, bess};
+use super::worker::Worker;
+use super::{Command, DomainId, NewPort, PortId, bess};
 
 /// A vector guest's port, the guest's end of it, and what tells when the port has gone.
 pub(crate) fn vector_port(id: u32) -> (NewPort, Socket, oneshot::Receiver<Infallible>) {
@@ -21,4 +22,18 @@ pub(crate) fn vector_port(id: u32) -> (NewPort, Socket, oneshot::Receiver<Infall
         alive,
     };
     (port, theirs, gone)
+}
+
+/// Attaches such a port to a domain of a worker that is stepped by hand; the guest's end of it does not wait.
+pub(crate) fn attach(
+    worker: &mut Worker,
+    domain: DomainId,
+    id: u32,
+) -> (Socket, oneshot::Receiver<Infallible>) {
+    let (port, guest, gone) = vector_port(id);
+    guest.set_nonblocking(true).unwrap();
+    let (done, mut attached) = oneshot::channel();
+    worker.obey(Command::Attach(domain, Box::new(port), done));
+    attached.try_recv().unwrap().unwrap();
+    (guest, gone)
 }

@@ -346,7 +346,7 @@ impl Worker {
     }
 
     /// An answer nobody waits for any more is dropped.
-    fn obey(&mut self, command: Command) {
+    pub(super) fn obey(&mut self, command: Command) {
         if let Some(id) = command.domain()
             && let Some(waiting) = self.expected.get_mut(&id)
         {

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::datapath::capture::{Drain, FeedId, Next, Wanted, Which, feeds};
-use crate::datapath::testing::vector_port;
+use crate::datapath::testing::attach;
 
 const DOMAIN: DomainId = DomainId(1);
 
@@ -43,11 +43,7 @@ impl Bench {
         worker.obey(Command::AddDomain(DOMAIN, settings));
         let (mut guests, mut alive) = (Vec::new(), Vec::new());
         for id in 1..=ports {
-            let (port, guest, gone) = vector_port(id);
-            guest.set_nonblocking(true).unwrap();
-            let (done, mut attached) = oneshot::channel();
-            worker.obey(Command::Attach(DOMAIN, Box::new(port), done));
-            attached.try_recv().unwrap().unwrap();
+            let (guest, gone) = attach(&mut worker, DOMAIN, id);
             guests.push(guest);
             alive.push(gone);
         }

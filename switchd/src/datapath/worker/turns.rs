@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::datapath::flow::TURN;
-use crate::datapath::testing::vector_port;
+use crate::datapath::testing::attach;
 
 /// Rounds in which every sender has more to send: a socket has room for 200 short frames and more.
 const ROUNDS: usize = 3;
@@ -32,11 +32,7 @@ impl Guests {
         worker.obey(Command::AddDomain(id, settings));
         let mut alive = Vec::new();
         let mut attach = |port| {
-            let (port, guest, gone) = vector_port(port);
-            guest.set_nonblocking(true).unwrap();
-            let (done, mut attached) = oneshot::channel();
-            worker.obey(Command::Attach(id, Box::new(port), done));
-            attached.try_recv().unwrap().unwrap();
+            let (guest, gone) = attach(worker, id, port);
             alive.push(gone);
             guest
         };
