@@ -84,9 +84,12 @@ fn old_frames_and_too_many_bytes_are_forgotten() {
     );
     assert_eq!(kept_frames, sent[sent.len() - kept_frames.len()..]);
     switchd.run(&["record", "A", "--last", "300ms"]).ok();
-    a.send(&sent[0]);
-    b.recv();
-    wait::until_true("it is kept", || kept(&switchd) == 1);
+    // On a busy machine a frame may be forgotten before it was asked for.
+    wait::until_true("one is kept", || {
+        a.send(&sent[0]);
+        assert_eq!(b.recv(), sent[0]);
+        kept(&switchd) > 0
+    });
     wait::until_true("it is forgotten", || kept(&switchd) == 0);
     assert_eq!(switchd.domain("A").captures, 1);
 }

@@ -6,7 +6,6 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use bench::load::{Load, Running, Traffic};
@@ -16,10 +15,10 @@ use nix::sys::signal::Signal;
 use proto::ctl::PortRow;
 use tests::program::{Process, binary};
 use tests::switchd::Switchd;
-use tests::wait::until_true;
+use tests::wait::{until, until_true};
 
-/// For a rate.
-const WINDOW: Duration = Duration::from_millis(300);
+/// Frames for a rate.
+const ENOUGH: u64 = 30_000;
 
 /// A client process with one port, which sends if `senders` is 1.
 fn victim(switchd: &Switchd, senders: &str) -> Process {
@@ -64,14 +63,16 @@ fn go_on(running: &Running, more: u64) {
     });
 }
 
-/// Frames delivered a second, all ports together, while this waits.
-fn rate_for(running: &Running, time: Duration) -> f64 {
+/// Frames delivered a second, all ports together, until there are enough of them for a rate.
+#[track_caller]
+fn rate(running: &Running) -> f64 {
     let sum = || running.delivered().iter().sum::<u64>();
     let (start, before) = (Instant::now(), sum());
-    thread::sleep(time);
-    #[expect(clippy::cast_precision_loss, reason = "a count below 2^52")]
-    let frames = (sum() - before) as f64;
-    frames / start.elapsed().as_secs_f64()
+    until("frames for a rate", || {
+        let frames = sum() - before;
+        #[expect(clippy::cast_precision_loss, reason = "a count below 2^52")]
+        (frames >= ENOUGH).then(|| frames as f64 / start.elapsed().as_secs_f64())
+    })
 }
 
 #[track_caller]
@@ -123,11 +124,11 @@ fn a_stopped_client_does_not_slow_the_others() {
     // more than is asserted: the measurement goes on until it is clear, and only a lasting loss of rate fails.
     let (mut reading, mut stopped) = (Vec::new(), Vec::new());
     while reading.len() < 5 || (median(&stopped) < 0.9 * median(&reading) && reading.len() < 35) {
-        reading.push(rate_for(&running, WINDOW));
+        reading.push(rate(&running));
         let before = bypassed();
         victim.signal(Signal::SIGSTOP);
         until_true("the end of the bounded wait", || bypassed() > before);
-        stopped.push(rate_for(&running, WINDOW));
+        stopped.push(rate(&running));
         victim.signal(Signal::SIGCONT);
         let sent = switchd.port("A", id).tx_frames;
         until_true("the client to get frames again", || {

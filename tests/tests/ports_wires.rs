@@ -8,7 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use proto::ctl::PortRow;
+use proto::ctl::{PortRow, Reply, Request};
 use socket2::{Domain, Protocol, Socket, Type};
 use tests::netns::Net;
 use tests::ports::{Guest, exchange, only_late, vector_client, wait_ports};
@@ -357,6 +357,14 @@ fn foreign_datagrams_change_nothing_but_counters() {
     let good = frame.clone();
     // Somebody is there until the end, or the good frame would not arrive.
     let from_far = far.try_clone().unwrap();
+    let mut control = host.daemon.connect();
+    let mut discarded = move || match control.ask(&Request::PortLs { domain: None }) {
+        Reply::Ports(ports) => ports
+            .iter()
+            .map(|port| port.drops.values().sum::<u64>())
+            .collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
     host.net.inside(move || {
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();
         let udp = |from: &str| UdpSocket::bind(address(from)).unwrap();
@@ -374,6 +382,7 @@ fn foreign_datagrams_change_nothing_but_counters() {
         let gre_socket = raw(47, "127.0.0.1:0", "127.0.0.2:0");
         let l2tpv3_socket = raw(115, "127.0.0.3:0", "127.0.0.4:0");
         for _ in 0..TIMES {
+            let before = discarded();
             for bytes in &over_udp {
                 tunnel.send_to(bytes, "127.0.0.1:1702").unwrap();
                 stranger.send_to(bytes, "127.0.0.1:1702").unwrap();
@@ -390,8 +399,16 @@ fn foreign_datagrams_change_nothing_but_counters() {
                 stranger.send_to(bytes, "239.192.168.1:1102").unwrap();
                 from_far.send_to(bytes, &own_path).unwrap();
             }
-            // So that no queue overflows: what is counted is to be known.
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            // So that no queue overflows: what is counted is to be known. The first port is the receiver's.
+            wait::until_true("something of it at every wire", || {
+                let now = discarded();
+                before
+                    .iter()
+                    .zip(&now)
+                    .filter(|(before, now)| now > before)
+                    .count()
+                    == before.len() - 1
+            });
         }
         plain.send_to(&good, "127.0.0.1:5001").unwrap();
     });

@@ -3,7 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use bench::load::{Delivery, Load, Running};
@@ -99,13 +100,14 @@ fn checked_load(daemon: &Switchd) -> Running {
 }
 
 /// Two cards that send each other what they get, some frames at once, until it is over. A frame lost stops them.
-fn exchange(daemon: &Switchd, over: &AtomicBool, exchanged: &AtomicU64) {
+fn exchange(daemon: &Switchd, over: &Receiver<()>, exchanged: &AtomicU64) {
     let card = || FrontEnd::with_card(&daemon.domain("A").sockets["vhost"], OFFERED);
     let mut cards = [card(), card()];
     cards.iter_mut().for_each(FrontEnd::give_buffers);
     let addresses = [mac(101), mac(102)];
     let mut seed = 0;
-    while !over.load(Ordering::Relaxed) {
+    // Not without a pause: the guests need the processors, too.
+    while over.recv_timeout(Duration::from_millis(1)) == Err(RecvTimeoutError::Timeout) {
         for (from, to) in [(0, 1), (1, 0)] {
             let bytes = |n: u32| 60 + (seed + n) as usize % 1440;
             let sent: Vec<_> = (0..16)
@@ -124,7 +126,6 @@ fn exchange(daemon: &Switchd, over: &AtomicBool, exchanged: &AtomicU64) {
             }
             exchanged.fetch_add(16, Ordering::Relaxed);
         }
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -173,13 +174,14 @@ fn whatever_becomes_of_a_guest_under_load_the_others_lose_nothing() {
             then.0 > now.0 + 500 && then.1 > now.1 + 500
         });
     };
-    let over = AtomicBool::new(false);
+    // A test that fails ends that thread, too.
+    let (ended, over) = channel();
     let exchanged = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        scope.spawn(|| exchange(&daemon, &over, &exchanged));
-        // A test that fails ends that thread, too.
-        let ended = Ended(&over);
-        let load = checked_load(&daemon);
+        let (daemon, exchanged) = (&daemon, &exchanged);
+        let ended: Sender<()> = ended;
+        scope.spawn(move || exchange(daemon, &over, exchanged));
+        let load = checked_load(daemon);
         let others_go_on = || {
             let count = || {
                 let mut all = load.delivered();
@@ -263,13 +265,4 @@ fn complaints_of_hang_up(station: &Station) -> Vec<String> {
     let mut complaints = station.complaints();
     complaints.retain(|line| !line.contains(" vu_del_vqs+") && line.trim_end() != "Call Trace:");
     complaints
-}
-
-/// Says that it is over when the test is.
-struct Ended<'a>(&'a AtomicBool);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
