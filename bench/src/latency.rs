@@ -50,63 +50,115 @@ pub enum LatencyError {
     #[error("no answer through {switch}")]
     Silent {
         /// Which switch.
-        switch: Kind,
+        switch: String,
         /// What the system said.
         #[source]
         source: io::Error,
     },
 }
 
-/// Measures round trips through each switch, in turns of a tenth of them each.
+/// Measures round trips through all switches, by clients that are not connected to them and by such that are. They take
+/// turns, one round trip each, to and fro: what else the machine does hits them alike.
 ///
 /// # Errors
 /// When a switch does not start or loses a frame.
 pub fn latencies(kinds: &[Kind], round_trips: usize, stop: &Stop) -> Result<Vec<Latency>, LatencyError> {
-    const TURNS: usize = 10;
-    let mut times: Vec<Vec<Duration>> = kinds.iter().map(|_| Vec::new()).collect();
-    for _ in 0..TURNS {
-        for (kind, times) in kinds.iter().zip(&mut times) {
-            if !stop.is_set() {
-                times.append(&mut turn(kind, round_trips.div_ceil(TURNS))?);
-            }
-        }
-    }
-    Ok(kinds
+    let ways: Vec<Way> = kinds
+        .iter()
+        .flat_map(|kind| {
+            let attaches = [Attach::Uml, Attach::Connected].map(|clients| kind.attach(clients));
+            let different = if attaches[0] == attaches[1] { 1 } else { 2 };
+            attaches
+                .into_iter()
+                .take(different)
+                .map(move |attach| Way::open(kind, attach))
+        })
+        .collect::<Result<_, _>>()?;
+    let times = exchange(&ways, round_trips, stop)?;
+    Ok(ways
         .iter()
         .zip(times)
-        .map(|(kind, times)| summary(kind, times))
+        .map(|(way, times)| summary(way.name(), times))
         .collect())
 }
 
-fn turn(kind: &Kind, round_trips: usize) -> Result<Vec<Duration>, LatencyError> {
-    let switch = Contestant::start(kind, Delivery::Hub)?;
-    let attach = kind.attach(Attach::Uml);
-    let here = Port::attach(switch.control(), attach)?;
-    let there = Port::attach(switch.control(), attach)?;
-    exchange(&here, &there, round_trips).map_err(|errno| LatencyError::Silent {
-        switch: kind.clone(),
-        source: errno.into(),
+/// A switch and two ports of it.
+struct Way {
+    kind: Kind,
+    attach: Attach,
+    here: Port,
+    there: Port,
+    _switch: Contestant,
+}
+
+impl Way {
+    fn open(kind: &Kind, attach: Attach) -> Result<Self, LatencyError> {
+        let switch = Contestant::start(kind, Delivery::Hub)?;
+        let way = Self {
+            kind: kind.clone(),
+            attach,
+            here: Port::attach(switch.control(), attach)?,
+            there: Port::attach(switch.control(), attach)?,
+            _switch: switch,
+        };
+        for port in [&way.here, &way.there] {
+            port.set_timeouts(BLOCKED, PATIENCE)
+                .map_err(|source| way.silent(source))?;
+        }
+        Ok(way)
+    }
+
+    fn name(&self) -> String {
+        match self.attach {
+            Attach::Connected => format!("{}, connected", self.kind),
+            Attach::Uml | Attach::Bess => self.kind.to_string(),
+        }
+    }
+
+    fn silent(&self, source: io::Error) -> LatencyError {
+        LatencyError::Silent {
+            switch: self.name(),
+            source,
+        }
+    }
+}
+
+/// The times of each switch.
+fn exchange(ways: &[Way], round_trips: usize, stop: &Stop) -> Result<Vec<Vec<Duration>>, LatencyError> {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let echoes: Vec<_> = ways
+            .iter()
+            .map(|way| scope.spawn(|| echo(&way.there, &over)))
+            .collect();
+        let times = in_turns(ways, round_trips, stop);
+        over.store(true, Ordering::Relaxed);
+        for (way, echo) in ways.iter().zip(echoes) {
+            let echoed = echo.join().expect("the echo does not panic");
+            echoed.map_err(|errno| way.silent(errno.into()))?;
+        }
+        times
     })
 }
 
-fn exchange(here: &Port, there: &Port, round_trips: usize) -> Result<Vec<Duration>, Errno> {
-    for port in [here, there] {
-        let timeouts = port.set_timeouts(BLOCKED, PATIENCE);
-        timeouts.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
+fn in_turns(ways: &[Way], round_trips: usize, stop: &Stop) -> Result<Vec<Vec<Duration>>, LatencyError> {
+    let mut times: Vec<Vec<Duration>> = ways.iter().map(|_| Vec::new()).collect();
+    for number in (0..WARM_UP + round_trips).take_while(|_| !stop.is_set()) {
+        for turn in 0..ways.len() {
+            let index = if number % 2 == 0 {
+                turn
+            } else {
+                ways.len() - 1 - turn
+            };
+            let (way, times) = (&ways[index], &mut times[index]);
+            thread::sleep(PAUSE);
+            let time = round_trip(&way.here, number).map_err(|errno| way.silent(errno.into()))?;
+            if number >= WARM_UP {
+                times.push(time);
+            }
+        }
     }
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let echo = scope.spawn(|| echo(there, &over));
-        let times: Result<Vec<_>, _> = (0..WARM_UP + round_trips)
-            .map(|number| {
-                thread::sleep(PAUSE);
-                round_trip(here, number)
-            })
-            .collect();
-        over.store(true, Ordering::Relaxed);
-        echo.join().expect("the echo does not panic")?;
-        Ok(times?.split_off(WARM_UP))
-    })
+    Ok(times)
 }
 
 /// Sends back what comes until it is over.
@@ -152,14 +204,14 @@ fn receive(port: &Port) -> Result<[u8; FRAME_BYTES], Errno> {
     }
 }
 
-fn summary(kind: &Kind, mut times: Vec<Duration>) -> Latency {
+fn summary(switch: String, mut times: Vec<Duration>) -> Latency {
     times.sort_unstable();
     let at = |part: usize| {
         let index = (times.len() * part / 100).min(times.len().saturating_sub(1));
         times.get(index).map_or(0.0, |time| time.as_secs_f64() * 1e6)
     };
     Latency {
-        switch: kind.to_string(),
+        switch,
         round_trips: times.len(),
         median_us: at(50),
         p99_us: at(99),
@@ -173,7 +225,7 @@ mod tests {
     #[test]
     fn percentiles() {
         let times = (1..=100).rev().map(Duration::from_micros).collect();
-        let found = summary(&Kind::UmlSwitch, times);
+        let found = summary("uml_switch".into(), times);
         assert!((found.median_us - 51.0).abs() < 0.01, "{found:?}");
         assert!((found.p99_us - 100.0).abs() < 0.01, "{found:?}");
     }

@@ -196,7 +196,8 @@ fn wrong_markdown(rows: &[Row]) -> String {
 fn latencies_markdown(latencies: &[Latency]) -> String {
     let mut text = String::from(
         "#### Round trip through an idle hub\n\n\
-         Two unconnected clients (bess: connected ones), 60 bytes, one frame at a time, half a millisecond apart.\n\n\
+         Two clients, not connected to the switch if nothing else is said (bess always is), 60 bytes, one frame at a\n\
+         time; all rows in turns, one round trip each, half a millisecond apart.\n\n\
          | switch | round trips | median µs | p99 µs |\n| --- | ---: | ---: | ---: |\n",
     );
     for row in latencies {
