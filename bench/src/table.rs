@@ -24,6 +24,8 @@ pub struct Results {
     pub rounds: u32,
     /// Seconds of each round.
     pub seconds: f64,
+    /// Seconds of each round where it is shares that are told.
+    pub share_seconds: f64,
     /// A table for each queue length.
     pub sections: Vec<Section>,
     /// Round trips through idle switches.
@@ -77,13 +79,21 @@ impl Results {
         }
         if !self.busy_domains.is_empty() {
             text += "\n";
-            text += &busy_markdown(&self.busy_domains);
+            text += &busy_markdown(&self.busy_domains, &self.share_effort());
         }
         if !self.converge.is_empty() {
             text += "\n";
-            text += &converge_markdown(&self.converge);
+            text += &converge_markdown(&self.converge, &self.share_effort());
         }
         text
+    }
+
+    /// How long it was measured who has what share.
+    fn share_effort(&self) -> String {
+        format!(
+            "Medians of {} rounds of {} s each",
+            self.rounds, self.share_seconds
+        )
     }
 }
 
@@ -233,10 +243,10 @@ fn many_markdown(many: &Many) -> String {
     )
 }
 
-fn busy_markdown(rows: &[Busy]) -> String {
-    let mut text = String::from(
+fn busy_markdown(rows: &[Busy], effort: &str) -> String {
+    let mut text = format!(
         "#### 1 to 64 busy domains in one switchd\n\n\
-         Each has one sender and one receiver over bess, 1514 bytes, learning switch.\n\n\
+         Each has one sender and one receiver over bess, 1514 bytes, learning switch. {effort}.\n\n\
          | domains | frames/s in all | µs a frame | µs by that of 1 | smallest share | greatest | lost or wrong |\n\
          | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
     );
@@ -255,11 +265,11 @@ fn busy_markdown(rows: &[Busy]) -> String {
     text
 }
 
-fn converge_markdown(rows: &[Converge]) -> String {
+fn converge_markdown(rows: &[Converge], effort: &str) -> String {
     let senders = rows.first().map_or(0, |row| row.senders);
     let mut text = format!(
         "#### {senders} senders to one receiver\n\n\
-         1514 bytes, learning switch; a share of 1 is an equal one.\n\n\
+         1514 bytes, learning switch; a share of 1 is an equal one. {effort}.\n\n\
          | switch, ports | frames/s | lost % | smallest share | greatest |\n| --- | ---: | ---: | ---: | ---: |\n",
     );
     for row in rows {

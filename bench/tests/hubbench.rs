@@ -67,6 +67,32 @@ fn one_cell_as_json_and_in_a_readme() {
 }
 
 #[test]
+fn shares_are_measured_for_a_time_of_their_own() {
+    let (dir, begin) = (TempDir::new().unwrap(), Instant::now());
+    let output = hubbench(
+        dir.path(),
+        &["--only", "none", "--round-trips", "0", "--rounds", "1"],
+    )
+    .args(["--seconds", "100", "--converge", "2", "--share-seconds", "0.25"])
+    .output()
+    .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(begin.elapsed() < Duration::from_secs(100));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (_, table) = text
+        .split_once("\n#### 2 senders to one receiver\n")
+        .expect("the table");
+    assert!(
+        table.contains(" Medians of 1 rounds of 0.25 s each.\n"),
+        "{table}"
+    );
+    for switch in ["uml_switch", "vde_switch"] {
+        assert!(table.contains(&format!("\n| {switch} | ")), "{table}");
+    }
+    assert!(is_empty(&dir));
+}
+
+#[test]
 fn sigterm_ends_it_with_its_switch_and_files() {
     let dir = TempDir::new().unwrap();
     let mut bench = hubbench(dir.path(), &["--seconds", "600"])

@@ -35,6 +35,9 @@ struct Args {
     /// Seconds of load for each switch, cell and round
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
+    /// Seconds of each load of --busy-domains and --converge: shares take longer to even out than rates
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
+    share_seconds: f64,
     /// Rounds; the table has their medians
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -94,7 +97,8 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     kinds.extend(switchds.iter().cloned().map(Kind::Switchd));
     kinds.extend(switchds.iter().cloned().map(Kind::SwitchdBess));
     let machine = Machine::probe();
-    let time = Duration::try_from_secs_f64(args.seconds).context("cannot measure for --seconds")?;
+    let share_time =
+        Duration::try_from_secs_f64(args.share_seconds).context("cannot measure for --share-seconds")?;
 
     let mut sections = Vec::new();
     for clients in [Attach::Connected, Attach::Uml] {
@@ -117,14 +121,14 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     let busy_domains = match switchds.first() {
         Some(program) if args.busy_domains => {
             eprintln!("1 to 64 busy domains");
-            busy(program, args.rounds, time, &stop)?
+            busy(program, args.rounds, share_time, &stop)?
         }
         _ => Vec::new(),
     };
     let converge = match args.converge {
         Some(senders) => {
             eprintln!("{senders} senders to one receiver");
-            converge(&kinds, senders, args.rounds, time, &stop)?
+            converge(&kinds, senders, args.rounds, share_time, &stop)?
         }
         None => Vec::new(),
     };
@@ -146,6 +150,7 @@ fn bench(args: &Args) -> anyhow::Result<()> {
         machine,
         rounds: args.rounds,
         seconds: args.seconds,
+        share_seconds: args.share_seconds,
         sections,
         latencies,
         many_domains: many,
