@@ -35,7 +35,7 @@ fn one_cell_as_json_and_in_a_readme() {
     )
     .unwrap();
     let output = hubbench(dir.path(), &["--only", "hub/2/unicast/60", "--rounds", "2"])
-        .args(["--seconds", "0.1", "--json", "--readme"])
+        .args(["--round-trips", "100", "--seconds", "0.1", "--json", "--readme"])
         .arg(&readme)
         .output()
         .unwrap();
