@@ -37,6 +37,19 @@ fn pair(bits: u64) -> Pair {
     }
 }
 
+impl Pair {
+    /// The guest makes one chain of buffers available and says so; true if the device wants a kick.
+    fn offer(&mut self, way: Way, buffers: &[(u64, u32)]) -> bool {
+        let driver = match way {
+            Way::ToGuest => &mut self.to_guest,
+            Way::FromGuest => &mut self.from_guest,
+        };
+        let head = driver.add(&self.memory, buffers, way).unwrap();
+        head.expect("a free descriptor");
+        driver.publish(&self.memory).unwrap()
+    }
+}
+
 fn features() -> impl Strategy<Value = u64> {
     let choices = [
         feature::MRG_RXBUF,
@@ -225,13 +238,11 @@ proptest! {
             }
             buffers
         };
-        one.from_guest.add(&one.memory, &buffers(whole.len(), &cuts), Way::FromGuest).unwrap().unwrap();
-        one.from_guest.publish(&one.memory).unwrap();
+        one.offer(Way::FromGuest, &buffers(whole.len(), &cuts));
         one.device.receive(&one.memory, &mut batch).unwrap();
         prop_assert_eq!(batch.lent(), FrameSet(1));
         let needed = two.header + bytes;
-        two.to_guest.add(&two.memory, &buffers(needed, &room), Way::ToGuest).unwrap().unwrap();
-        two.to_guest.publish(&two.memory).unwrap();
+        two.offer(Way::ToGuest, &buffers(needed, &room));
         let lender = Lender { device: &one.device, memory: &one.memory };
         let sent = two.device.send(&two.memory, &batch, batch.all(), Some(&lender)).unwrap();
         prop_assert_eq!((sent.frames, sent.end), (1, End::Done));
@@ -253,10 +264,7 @@ fn lender() -> (Pair, Batch) {
     let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
     pair.memory.write(BUFFERS + 12, &[7; 4000]).unwrap();
     let halves = [(BUFFERS, 2012), (BUFFERS + 2012, 2000)];
-    pair.from_guest
-        .add(&pair.memory, &halves, Way::FromGuest)
-        .unwrap();
-    pair.from_guest.publish(&pair.memory).unwrap();
+    pair.offer(Way::FromGuest, &halves);
     pair.device.receive(&pair.memory, &mut batch).unwrap();
     assert_eq!(batch.lent(), FrameSet(1));
     (pair, batch)
@@ -276,11 +284,7 @@ fn a_guest_that_changes_what_it_has_lent_changes_its_payload_alone() {
             .unwrap();
     }
     let mut other = self::pair(OFFERED);
-    other
-        .to_guest
-        .add(&other.memory, &[(BUFFERS, 5000)], Way::ToGuest)
-        .unwrap();
-    other.to_guest.publish(&other.memory).unwrap();
+    other.offer(Way::ToGuest, &[(BUFFERS, 5000)]);
     let from = Lender {
         device: &pair.device,
         memory: &pair.memory,
@@ -312,11 +316,7 @@ fn a_guest_that_changes_what_it_has_lent_changes_its_payload_alone() {
 fn a_frame_without_its_lender_goes_nowhere() {
     let (pair, batch) = lender();
     let mut other = self::pair(OFFERED);
-    other
-        .to_guest
-        .add(&other.memory, &[(BUFFERS, 5000)], Way::ToGuest)
-        .unwrap();
-    other.to_guest.publish(&other.memory).unwrap();
+    other.offer(Way::ToGuest, &[(BUFFERS, 5000)]);
     let sent = other
         .device
         .send(&other.memory, &batch, batch.all(), None)
@@ -392,10 +392,7 @@ fn nobody_is_told_of_frames_whose_lender_has_lost_its_memory() {
 /// One chain of these descriptors (address, length, flags, next), and what becomes of it.
 fn chain(bits: u64, descriptors: &[(u64, u32, u16, u16)]) -> Result<usize, RingError> {
     let mut pair = pair(bits);
-    pair.from_guest
-        .add(&pair.memory, &[(BUFFERS, 72)], Way::FromGuest)
-        .unwrap();
-    pair.from_guest.publish(&pair.memory).unwrap();
+    pair.offer(Way::FromGuest, &[(BUFFERS, 72)]);
     for (place, &(address, bytes, flags, next)) in (0..).zip(descriptors) {
         let (layout, _) = Driver::layout(SIZE, Driver::layout(SIZE, 0x1000).1);
         let place = layout.descriptors + 16 * place;
@@ -520,24 +517,17 @@ fn a_frame_waits_until_there_are_buffers_for_all_of_it() {
     let mut pair = pair(OFFERED);
     let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
     batch.append(100).unwrap().fill(1);
-    let give = |pair: &mut Pair| {
-        pair.to_guest
-            .add(&pair.memory, &[(BUFFERS, 60)], Way::ToGuest)
-            .unwrap()
-            .unwrap();
-        pair.to_guest.publish(&pair.memory).unwrap()
-    };
-    give(&mut pair);
+    pair.offer(Way::ToGuest, &[(BUFFERS, 60)]);
     let sent = pair.device.send(&pair.memory, &batch, batch.all(), None).unwrap();
     assert_eq!((sent.frames, sent.end, sent.call), (0, End::Full, false));
     assert_eq!(pair.device.watch_room(&pair.memory, true), Ok(false));
-    assert!(give(&mut pair));
+    assert!(pair.offer(Way::ToGuest, &[(BUFFERS, 60)]));
     let sent = pair.device.send(&pair.memory, &batch, batch.all(), None).unwrap();
     assert_eq!((sent.frames, sent.end, sent.call), (1, End::Done, true));
     // Buffers that come between the look and the wish for a kick are noticed.
     let sent = pair.device.send(&pair.memory, &batch, batch.all(), None).unwrap();
     assert_eq!(sent.end, End::Full);
-    give(&mut pair);
+    pair.offer(Way::ToGuest, &[(BUFFERS, 60)]);
     assert_eq!(pair.device.watch_room(&pair.memory, true), Ok(true));
 }
 
@@ -546,10 +536,7 @@ fn a_buffer_too_short_for_a_header_is_an_error() {
     let mut pair = pair(OFFERED);
     let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
     batch.append(100).unwrap();
-    pair.to_guest
-        .add(&pair.memory, &[(BUFFERS, 11)], Way::ToGuest)
-        .unwrap();
-    pair.to_guest.publish(&pair.memory).unwrap();
+    pair.offer(Way::ToGuest, &[(BUFFERS, 11)]);
     let error = pair
         .device
         .send(&pair.memory, &batch, batch.all(), None)
@@ -561,15 +548,9 @@ fn a_buffer_too_short_for_a_header_is_an_error() {
 fn a_device_that_finishes_takes_what_was_sent_before() {
     let mut pair = pair(OFFERED);
     let mut batch = Batch::packed(LONGEST_FRAME, LONGEST_FRAME);
-    let send = |pair: &mut Pair| {
-        pair.from_guest
-            .add(&pair.memory, &[(BUFFERS, 72)], Way::FromGuest)
-            .unwrap();
-        pair.from_guest.publish(&pair.memory).unwrap();
-    };
-    send(&mut pair);
+    pair.offer(Way::FromGuest, &[(BUFFERS, 72)]);
     pair.device.finish(&pair.memory).unwrap();
-    send(&mut pair);
+    pair.offer(Way::FromGuest, &[(BUFFERS, 72)]);
     let received = pair.device.receive(&pair.memory, &mut batch).unwrap();
     assert_eq!((batch.len(), received.more), (1, false));
     let received = pair.device.receive(&pair.memory, &mut batch).unwrap();
