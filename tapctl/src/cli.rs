@@ -66,6 +66,13 @@ pub(crate) struct Up {
     /// The host's IPv6 address on the tap; /64 unless a length is given
     #[arg(long, value_name = "ADDR[/LEN]", value_parser = parse_net6)]
     pub(crate) addr6: Option<Ipv6Net>,
+    #[command(flatten)]
+    pub(crate) making: Making,
+}
+
+/// What any way to make a tap can be told.
+#[derive(Debug, Args)]
+pub(crate) struct Making {
     /// Whose rules to add; by default those the host uses
     #[arg(long)]
     pub(crate) firewall: Option<Backend>,
@@ -146,21 +153,8 @@ pub(crate) struct Attach {
     /// Put this interface of the host into the bridge (root only)
     #[arg(long, value_name = "IF")]
     pub(crate) bridge_port: Option<Device>,
-    /// Whose rules to add; by default those the host uses
-    #[arg(long)]
-    pub(crate) firewall: Option<Backend>,
-    /// Let guests reach the host's own services
-    #[arg(long)]
-    pub(crate) allow_host: bool,
-    /// Let guests reach other users' taps that allow it too
-    #[arg(long)]
-    pub(crate) allow_taps: bool,
-    /// Print the steps and what undoes them; change nothing
-    #[arg(long, short = 'n')]
-    pub(crate) dry_run: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) making: Making,
 }
 
 #[derive(Debug, Args)]

@@ -33,14 +33,15 @@ impl Session {
 
     pub(crate) fn up(&self, arguments: Up) -> Result<(), Failure> {
         let user = self.user(arguments.user.as_deref())?;
+        let making = arguments.making;
         let request = UpRequest {
             by_root: self.caller.is_root,
             domain: arguments.domain.to_string(),
             address: arguments.addr,
             address6: arguments.addr6,
-            firewall: arguments.firewall,
-            allow_host: arguments.allow_host,
-            allow_taps: arguments.allow_taps,
+            firewall: making.firewall,
+            allow_host: making.allow_host,
+            allow_taps: making.allow_taps,
             user,
         };
         let mut journal = open()?;
@@ -52,18 +53,19 @@ impl Session {
         let half_made = half_made.map(|tap| tap.device.clone());
         let host = match half_made {
             // Cut off by a crash, or removed behind our back: what is left of it goes first.
-            Some(device) if !arguments.dry_run => {
+            Some(device) if !making.dry_run => {
                 self.take_down(&[device], &mut journal)?;
                 self.kernel.look()?
             }
             _ => host,
         };
         let decision = plan::up(&request, journal.record(), &host)?;
-        self.carry_out(decision, None, &mut journal, arguments.dry_run, arguments.json)
+        self.carry_out(decision, None, &mut journal, making.dry_run, making.json)
     }
 
     pub(crate) fn attach(&self, arguments: Attach) -> Result<(), Failure> {
         let user = self.user(arguments.user.as_deref())?;
+        let making = arguments.making;
         if !matches!(arguments.spec.link, attach::Link::Bridge(_))
             && (arguments.create_bridge || arguments.bridge_port.is_some())
         {
@@ -76,9 +78,9 @@ impl Session {
             by_root: self.caller.is_root,
             create_bridge: arguments.create_bridge,
             bridge_port: arguments.bridge_port,
-            firewall: arguments.firewall,
-            allow_host: arguments.allow_host,
-            allow_taps: arguments.allow_taps,
+            firewall: making.firewall,
+            allow_host: making.allow_host,
+            allow_taps: making.allow_taps,
             mac: random_mac().map_err(Failure::Kernel)?,
             spec: arguments.spec,
             user,
@@ -86,7 +88,7 @@ impl Session {
         let mut journal = open()?;
         let host = self.kernel.look()?;
         let decision = attach::plan(&request, journal.record(), &host)?;
-        self.carry_out(decision, guest, &mut journal, arguments.dry_run, arguments.json)
+        self.carry_out(decision, guest, &mut journal, making.dry_run, making.json)
     }
 
     pub(crate) fn route(&self, arguments: &Route) -> Result<(), Failure> {
