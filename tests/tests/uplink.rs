@@ -20,6 +20,20 @@ struct User {
 }
 
 impl User {
+    fn inside(net: &Net) -> Self {
+        let home = Home::of_ordinary_user().inside(net);
+        Self { home }
+    }
+
+    /// Starts the user's switchd by hand.
+    #[track_caller]
+    fn start_switchd(&self) -> Process {
+        let hubs = self.hubs();
+        let daemon = Process::start(self.home.command("switchd").arg("--dir").arg(&hubs).arg("run"));
+        wait_for("switchd", || hubs.join("switchd.sock").exists());
+        daemon
+    }
+
     fn hubs(&self) -> PathBuf {
         self.home.path().join(".netkit/hubs")
     }
@@ -111,9 +125,7 @@ fn fetch_port(net: &Net, port: u16) -> Option<String> {
 fn a_machine_on_nat_is_on_the_internet_whoever_carries_it() {
     let world = World::new();
     let _names = name_server(&world.internet, &world.host);
-    let user = User {
-        home: Home::of_ordinary_user().inside(&world.host),
-    };
+    let user = User::inside(&world.host);
     user.home.start("pc1", &["--eth0=nat"]);
 
     // Configured when it is up.
@@ -204,12 +216,8 @@ fn a_machine_on_nat_is_on_the_internet_whoever_carries_it() {
 fn plugged_commands_are_on_the_internet() {
     let world = World::new();
     let _names = name_server(&world.internet, &world.host);
-    let user = User {
-        home: Home::of_ordinary_user().inside(&world.host),
-    };
-    let hubs = user.hubs();
-    let mut daemon = Process::start(user.home.command("switchd").arg("--dir").arg(&hubs).arg("run"));
-    wait_for("switchd", || hubs.join("switchd.sock").exists());
+    let user = User::inside(&world.host);
+    let mut daemon = user.start_switchd();
     user.switchd_ok("domain add A");
     user.switchd_ok("port add A --uplink --ipv6 --publish tcp:8082:10.0.2.15:80");
     let www = user.home.path().join("www");
@@ -246,11 +254,8 @@ fn plugged_commands_are_on_the_internet() {
 #[test]
 fn an_uplink_ends_with_a_daemon_that_is_killed() {
     let world = World::new();
-    let home = Home::of_ordinary_user().inside(&world.host);
-    let user = User { home };
-    let hubs = user.hubs();
-    let mut daemon = Process::start(user.home.command("switchd").arg("--dir").arg(&hubs).arg("run"));
-    wait_for("switchd", || hubs.join("switchd.sock").exists());
+    let user = User::inside(&world.host);
+    let mut daemon = user.start_switchd();
     let mut carriers = Vec::new();
     for (domain, via) in [("A", "slirp4netns"), ("B", "passt")] {
         user.switchd_ok(&format!("domain add {domain}"));
@@ -269,12 +274,8 @@ fn an_uplink_ends_with_a_daemon_that_is_killed() {
 #[test]
 fn what_cannot_be_led_to_the_internet_is_said() {
     let net = Net::new();
-    let user = User {
-        home: Home::of_ordinary_user().inside(&net),
-    };
-    let hubs = user.hubs();
-    let daemon = Process::start(user.home.command("switchd").arg("--dir").arg(&hubs).arg("run"));
-    wait_for("switchd", || hubs.join("switchd.sock").exists());
+    let user = User::inside(&net);
+    let daemon = user.start_switchd();
     user.switchd_ok("domain add A");
     for (line, code, why) in [
         ("port add A --uplink --publish tcp:80", 2, "is not PROTOCOL:"),
@@ -305,7 +306,7 @@ fn what_cannot_be_led_to_the_internet_is_said() {
     daemon.signal(Signal::SIGTERM);
     let Outcome { status, stderr, .. } = daemon.outcome();
     assert!(status.success(), "{stderr}");
-    let left = fs::read_dir(&hubs).expect("its directory");
+    let left = fs::read_dir(user.hubs()).expect("its directory");
     let left: Vec<_> = left.flatten().map(|file| file.file_name()).collect();
     assert_eq!(left, ["switchd.lock"]);
 }
