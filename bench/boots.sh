@@ -11,6 +11,7 @@ set -eu
 . "$(dirname "$0")/common.sh"
 enter "" "$@"
 boots=${1:-20} seconds=${2:-2} pings=${PINGS:-1000}
+whole_seconds "$seconds"
 shift $(($# < 2 ? $# : 2))
 [ $# -gt 0 ] || set -- vhost bridge
 switchd=${SWITCHD:-target/release/switchd}

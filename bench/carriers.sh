@@ -9,6 +9,7 @@ set -eu
 . "$(dirname "$0")/common.sh"
 enter "--pid --fork --mount-proc" "$@"
 seconds=${1:-2} rounds=${2:-3}
+whole_seconds "$seconds"
 shift $(($# < 2 ? $# : 2))
 [ $# -gt 0 ] || set -- none link cable stream dgram udp mcast l2tpv3 l2tpv3-ip gre
 switchd=${SWITCHD:-target/release/switchd}

@@ -4,6 +4,9 @@
 # Ends the script with a message.
 fail() { echo "${0##*/}: $*" >&2; exit 1; }
 
+# iperf3 takes a fraction of a second for no limit.
+whole_seconds() { [[ $1 =~ ^[1-9][0-9]*$ ]] || { echo "${0##*/}: whole seconds, please, not '$1'" >&2; exit 2; }; }
+
 # Starts the script again in a network namespace of its own (WORDS: further words of unshare) that ends with it, in which
 # $work is a directory for what it makes: enter WORDS "$@"
 enter() {

@@ -8,6 +8,7 @@ set -eu
 . "$(dirname "$0")/common.sh"
 enter "" "$@"
 seconds=${1:-4} rounds=${2:-5}
+whole_seconds "$seconds"
 shift $(($# < 2 ? $# : 2))
 [ $# -gt 0 ] || set -- uml_switch vde_switch bridge daemon vde bess bess9000 vhost tap
 switchd=${SWITCHD:-target/release/switchd}

@@ -8,6 +8,7 @@ set -eu
 . "$(dirname "$0")/common.sh"
 enter --mount "$@"
 seconds=${1:-3} rounds=${2:-5}
+whole_seconds "$seconds"
 shift $(($# < 2 ? $# : 2))
 [ $# -gt 0 ] || set -- vde_switch switchd nic bridge
 switchd=${SWITCHD:-target/release/switchd}
