@@ -6,9 +6,11 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -28,6 +30,8 @@ pub struct Home {
     user: Option<u32>,
     /// Runs programs in the network of this process.
     net: Option<i32>,
+    /// What the machines that were started say, for the one who looks into a failure: they may be gone by then.
+    consoles: Mutex<Vec<(String, fs::File)>>,
 }
 
 /// The user that stands for all ordinary ones: nobody.
@@ -63,6 +67,7 @@ impl Home {
                 programs,
                 user,
                 net: None,
+                consoles: Mutex::default(),
             };
         }
         // An ordinary user may not see the directory the programs were built in.
@@ -80,6 +85,7 @@ impl Home {
             programs: copies,
             user,
             net: None,
+            consoles: Mutex::default(),
         }
     }
 
@@ -195,6 +201,17 @@ impl Home {
     #[track_caller]
     pub fn start(&self, name: &str, args: &[&str]) {
         self.ok("vstart", std::iter::once(&name).chain(args));
+        let console = self
+            .path()
+            .join(".netkit/machines")
+            .join(name)
+            .join("console.log");
+        if let Ok(console) = fs::File::open(console) {
+            self.consoles
+                .lock()
+                .expect("no panic")
+                .push((name.into(), console));
+        }
         self.wait_for_status(name, "ready");
     }
 
@@ -287,6 +304,12 @@ impl Drop for Home {
                 "--- switchd.log\n{}",
                 fs::read_to_string(path).unwrap_or_default()
             );
+            let mut consoles = self.consoles.lock().unwrap_or_else(PoisonError::into_inner);
+            for (name, console) in consoles.iter_mut() {
+                let mut said = Vec::new();
+                let _ = console.read_to_end(&mut said);
+                eprintln!("--- console of {name}\n{}", text(&said));
+            }
         }
         // Supervisors first: they would only tidy up after the others.
         crate::wait::comes_true(PATIENCE, || {

@@ -17,7 +17,8 @@ use super::vhost::VhostError;
 /// A client that has connected has so long to send its request.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 
-/// Bytes of socket buffer towards a client: some 900 full frames (the kernel counts twice the payload and more).
+/// Bytes of socket buffer towards a client, as far as the system allows (`net.core.wmem_max`): Linux doubles it and counts 2304
+/// for a full frame, which makes some 3600 of them.
 pub(super) const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 
 /// Why a connection did not become a port.
