@@ -254,7 +254,8 @@ impl Domain {
         }
     }
 
-    /// Gives a port what others keep for it, as far as it takes it.
+    /// Gives a port what others keep for it, as far as it takes it. Who has sent all it kept is read first if it may have
+    /// more, so that it has its next turn before those behind it have a second one.
     fn serve_waiting(&mut self, egress: PortId, context: &mut Context) {
         while let Some(&ingress) = self.port_mut(egress).and_then(|port| port.egress.waiting.front()) {
             let Some(mut parcel) = self.port_mut(ingress).and_then(|port| port.held.take()) else {
@@ -266,14 +267,18 @@ impl Domain {
             let tx = self.tx(&mut parcel.batch, turn, ingress, egress, context);
             let Some(port) = self.port_mut(egress) else { return };
             if let Tx::Full(rest) = tx {
-                port.egress.took(turn.less(rest));
-                port.egress.waiting.rotate_left(1);
-                parcel.owed[owed].1 = rest.with(later);
+                let sent = turn.less(rest, &parcel.batch);
+                port.egress.took(sent);
+                let (rest, over) = rest.resume(turn, sent, later);
+                if over {
+                    port.egress.waiting.rotate_left(1);
+                }
+                parcel.owed[owed].1 = rest;
                 self.settle(ingress, parcel, context);
                 self.watch_room(egress, context);
                 return;
             }
-            port.egress.took(turn.frames.len());
+            port.egress.took(turn.less(Rest::NONE, &parcel.batch));
             if matches!(tx, Tx::Done) && !later.frames.is_empty() {
                 port.egress.waiting.rotate_left(1);
                 parcel.owed[owed].1 = later;
@@ -281,6 +286,7 @@ impl Domain {
                 continue;
             }
             port.egress.waiting.pop_front();
+            let others = !port.egress.waiting.is_empty();
             if let Tx::Closed(rest) = tx {
                 let rest = rest | later.frames;
                 self.discard(&parcel.batch, rest, egress, DropReason::PeerGone, context);
@@ -288,6 +294,10 @@ impl Domain {
             }
             parcel.owed.swap_remove(owed);
             self.settle(ingress, parcel, context);
+            if others && self.port_mut(ingress).is_some_and(|port| port.queued) {
+                context.roomy.push_back((self.slot, egress));
+                return;
+            }
         }
         if let Some(port) = self.port_mut(egress) {
             port.egress.served();
@@ -373,7 +383,7 @@ impl Domain {
             if wanted || port.armed {
                 port.armed = wanted;
                 match link.watch_room(wanted) {
-                    Ok(true) => context.roomy.push((slot, id)),
+                    Ok(true) => context.roomy.push_back((slot, id)),
                     Ok(false) => {}
                     Err(_) => context.dead.push((slot, id)),
                 }
@@ -495,9 +505,10 @@ impl Domain {
             polled,
             ..
         } = context;
-        for ports in [full, roomy, dead, polled] {
+        for ports in [full, dead, polled] {
             ports.retain(|&(domain, _)| domain != slot);
         }
+        roomy.retain(|&(domain, _)| domain != slot);
         for (index, port) in self.ports.iter_mut().enumerate() {
             let Some(port) = port else { continue };
             port.queued = false;

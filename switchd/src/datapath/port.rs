@@ -69,8 +69,8 @@ pub(crate) struct Rest {
     pub(crate) frames: FrameSet,
     /// Segments of the first of them that have gone out already.
     segment: usize,
-    /// Frames by which they have overdrawn earlier turns.
-    debt: usize,
+    /// How much of their sender's turn is spent, in frames as they are on a wire.
+    spent: usize,
 }
 
 impl Rest {
@@ -81,22 +81,21 @@ impl Rest {
         Self {
             frames,
             segment: 0,
-            debt: 0,
+            spent: 0,
         }
     }
 
-    /// Splits off what may go out in one turn: [`TURN`] frames as they are on a wire. More than that are in a batch
-    /// only if some of them are super-frames. A turn ends with a whole one, and what that was too much is missing from
-    /// the next.
+    /// Splits off what may go out in the rest of a turn of [`TURN`] frames. More than that are in a batch only if some
+    /// of them are super-frames. A turn ends with a whole one, and what that was too much is missing from the next.
     pub(crate) fn turn(self, batch: &Batch) -> (Self, Self) {
         if (self.frames & batch.unfinished()).is_empty() {
             return (self, Self::NONE);
         }
         let mut turn = Self {
-            segment: self.segment,
-            ..Self::NONE
+            frames: FrameSet::EMPTY,
+            ..self
         };
-        let mut spent = self.debt;
+        let mut spent = self.spent;
         for i in self.frames.iter() {
             if spent >= TURN {
                 break;
@@ -108,28 +107,30 @@ impl Rest {
             turn.frames.insert(i);
         }
         let later = Self {
-            debt: spent.saturating_sub(TURN),
+            spent: spent.saturating_sub(TURN),
             ..Self::whole(self.frames.without(turn.frames))
         };
         (turn, later)
     }
 
-    /// This and what was split off from behind it.
-    pub(crate) fn with(self, later: Self) -> Self {
-        Self {
+    /// What is left once a turn was cut short: this rest of it, before which so many frames have gone out, and what was
+    /// split off from behind it. True if they were enough to end the turn all the same.
+    pub(crate) fn resume(self, turn: Self, sent: usize, later: Self) -> (Self, bool) {
+        let spent = turn.spent + sent;
+        let over = spent >= TURN;
+        let rest = Self {
             frames: self.frames | later.frames,
+            spent: if over { spent - TURN } else { spent },
             ..self
-        }
+        };
+        (rest, over)
     }
 
-    /// How many frames, or segments of one, less than this another rest is.
-    pub(crate) fn less(self, other: Self) -> usize {
-        let frames = self.frames.len() - other.frames.len();
-        if frames == 0 {
-            other.segment - self.segment
-        } else {
-            frames
-        }
+    /// How many frames, as they are on a wire, less than this another rest of the same batch is.
+    pub(crate) fn less(self, other: Self, batch: &Batch) -> usize {
+        let gone = self.frames.without(other.frames);
+        let gone = gone.iter().map(|i| batch.work(i).count(batch.wire_len(i)));
+        gone.sum::<usize>() + other.segment - self.segment
     }
 }
 

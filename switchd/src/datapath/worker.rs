@@ -55,8 +55,8 @@ pub(super) struct Context {
     pub(super) ready: VecDeque<Slot>,
     /// Ports that others wait for.
     pub(super) full: Vec<(Slot, PortId)>,
-    /// Ports that have room of which no event tells.
-    pub(super) roomy: Vec<(Slot, PortId)>,
+    /// Ports that have room of which no event tells, to be served in the next round.
+    pub(super) roomy: VecDeque<(Slot, PortId)>,
     /// Ports whose link has died, to be removed at the end of the round.
     pub(super) dead: Vec<(Slot, PortId)>,
     pub(super) pool: Pool,
@@ -113,7 +113,7 @@ impl Worker {
             poller,
             ready: VecDeque::new(),
             full: Vec::new(),
-            roomy: Vec::new(),
+            roomy: VecDeque::new(),
             dead: Vec::new(),
             pool: Pool::new(common.frames, now),
             plan: Plan::new(),
@@ -277,7 +277,7 @@ impl Worker {
             }
         }
         for _ in 0..self.context.roomy.len() {
-            if let Some((slot, port)) = self.context.roomy.pop()
+            if let Some((slot, port)) = self.context.roomy.pop_front()
                 && let Some(domain) = domain(&mut self.domains, slot)
             {
                 domain.writable(port, &mut self.context);
