@@ -58,7 +58,7 @@ pub enum LatencyError {
 }
 
 /// Measures round trips through all switches, by clients that are not connected to them and by such that are. They take
-/// turns, one round trip each, to and fro: what else the machine does hits them alike.
+/// turns, one round trip each, in an order that is drawn anew each time: what else the machine does hits them alike.
 ///
 /// # Errors
 /// When a switch does not start or loses a frame.
@@ -143,13 +143,11 @@ fn exchange(ways: &[Way], round_trips: usize, stop: &Stop) -> Result<Vec<Vec<Dur
 
 fn in_turns(ways: &[Way], round_trips: usize, stop: &Stop) -> Result<Vec<Vec<Duration>>, LatencyError> {
     let mut times: Vec<Vec<Duration>> = ways.iter().map(|_| Vec::new()).collect();
+    let mut order: Vec<usize> = (0..ways.len()).collect();
     for number in (0..WARM_UP + round_trips).take_while(|_| !stop.is_set()) {
-        for turn in 0..ways.len() {
-            let index = if number % 2 == 0 {
-                turn
-            } else {
-                ways.len() - 1 - turn
-            };
+        // Nobody is to come after the same one always, still less after itself, with what it needs still at hand.
+        fastrand::shuffle(&mut order);
+        for &index in &order {
             let (way, times) = (&ways[index], &mut times[index]);
             thread::sleep(PAUSE);
             let time = round_trip(&way.here, number).map_err(|errno| way.silent(errno.into()))?;
