@@ -79,10 +79,11 @@ put:
 	    printf '%s\n' "$$made" | sed '/^$$/d' | LC_ALL=C sort -ru >"$(LIST)"
 	install -m 755 $(BUILT)/vstart $(BUILT)/switchd $(BUILT)/tapctl "$(TO)/bin"
 	install -m 755 $(BUILT)/hubbub-init "$(TO)/lib/hubbub"
+	install -m 644 $(BUILT)/libhubbub_xstate.so "$(TO)/lib/hubbub"
 	@cd "$(TO)/bin" && for name in $(NAMES); do \
 	    case $$name in uml_switch) of=switchd;; tunctl) of=tapctl;; *) of=vstart;; esac; \
 	    ln -sf $$of $$name && echo bin/$$name; done >>"$(LIST)"
-	@printf '%s\n' bin/vstart bin/switchd bin/tapctl lib/hubbub/hubbub-init >>"$(LIST)"
+	@printf '%s\n' bin/vstart bin/switchd bin/tapctl lib/hubbub/hubbub-init lib/hubbub/libhubbub_xstate.so >>"$(LIST)"
 	cp -R "$(DIST)/share" "$(TO)"
 	@cd "$(DIST)" && find share -type f >>"$(LIST)"
 

@@ -80,13 +80,15 @@ INIT
     } >"$work/init"
     chmod +x "$work/init"
 }
+# What vstart loads into kernels if the processor is too much for them; it does no harm where it is not.
+xstate=$(realpath "$(dirname "$0")/../target/release/libhubbub_xstate.so")
 # Boots guests with further words of the kernel's, in which @ is the guest's number; what they say goes to $dir/console1
 # and so on: boot_guests NUMBERS WORD...
 boot_guests() {
     local n guests=$1 && shift
     kernels=
     for n in $guests; do
-        setsid linux.uml root=/dev/root rootfstype=hostfs rootflags=/ ro "init=$work/init" con=null con0=null,fd:1 \
+        LD_PRELOAD=$xstate setsid linux.uml root=/dev/root rootfstype=hostfs rootflags=/ ro "init=$work/init" con=null con0=null,fd:1 \
             "umid=g$n" "uml_dir=$dir/u" "host=$n" "${@//@/$n}" >"$dir/console$n" 2>&1 </dev/null &
         groups="${groups:-} $!" kernels="$kernels $!"; disown
     done

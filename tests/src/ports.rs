@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use proto::ctl::PortRow;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::program::tool;
+use crate::program::{binary, tool};
 use crate::switchd::Switchd;
 use crate::wait;
 
@@ -181,11 +181,13 @@ pub fn only_late(port: &PortRow) -> bool {
     port.drops.keys().all(|reason| late.contains(&reason.as_str()))
 }
 
-/// Starts a kernel in a process group of its own.
+/// Starts a kernel in a process group of its own. What vstart loads into kernels if the processor is too much for them
+/// does no harm where it is not.
 fn start(words: &[OsString], console: &Path) -> Child {
     let output = File::create(console).expect("a console file");
     Command::new(&words[0])
         .args(&words[1..])
+        .env("LD_PRELOAD", binary("libhubbub_xstate.so"))
         .stdin(Stdio::null())
         .stdout(output.try_clone().expect("another descriptor"))
         .stderr(output)

@@ -348,7 +348,7 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-const PROGRAMS: [&str; 3] = ["vstart", "hubbub-init", "switchd"];
+const PROGRAMS: [&str; 4] = ["vstart", "hubbub-init", "switchd", "libhubbub_xstate.so"];
 /// The names that `vstart` goes by.
 pub const FAMILY: [&str; 21] = [
     "lclean",

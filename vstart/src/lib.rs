@@ -39,3 +39,4 @@ pub mod terminal;
 pub mod transport;
 pub mod users;
 pub mod windows;
+pub mod xstate;

@@ -17,6 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getppid, setsid};
 
 use crate::cpulock::CpuLock;
+use crate::xstate;
 
 /// The first argument that makes the binary a stage.
 pub const WORD: &str = "@stage";
@@ -30,6 +31,8 @@ pub struct Stage {
     pub parent: Option<u32>,
     /// The processor to use.
     pub cpu: CpuLock,
+    /// A library to be loaded into the program.
+    pub preload: Option<PathBuf>,
     /// Files opened for reading and writing as descriptors 3 and up.
     pub files: Vec<PathBuf>,
     /// Further descriptors behind those, so many. They come over standard input, which is a socket then; the program's
@@ -51,6 +54,9 @@ impl Stage {
         if let Some(number) = self.cpu.cpu() {
             command.args(["cpu", &number.to_string()]);
         }
+        if let Some(library) = &self.preload {
+            command.arg("preload").arg(library);
+        }
         for file in &self.files {
             command.arg("file").arg(file);
         }
@@ -70,6 +76,7 @@ pub fn become_program(args: &[std::ffi::OsString]) -> Result<std::convert::Infal
     let mut args = args.iter();
     let mut kept: Vec<OwnedFd> = Vec::new();
     let mut input_is_output = false;
+    let mut preload = None;
     loop {
         let word = args.next().context("the stage has no program")?;
         match word.to_str() {
@@ -92,6 +99,7 @@ pub fn become_program(args: &[std::ffi::OsString]) -> Result<std::convert::Infal
                     .context("the stage has no processor")?;
                 number.parse::<CpuLock>()?.apply()?;
             }
+            Some("preload") => preload = Some(args.next().context("the stage has no library")?),
             Some("file") => {
                 let path = args.next().context("the stage has no file")?;
                 kept.push(inherited(Path::new(path), 3 + kept.len())?);
@@ -119,6 +127,9 @@ pub fn become_program(args: &[std::ffi::OsString]) -> Result<std::convert::Infal
     if input_is_output {
         let output = io::stdout().as_fd().try_clone_to_owned();
         command.stdin(output.context("cannot give the program an input")?);
+    }
+    if let Some(library) = preload {
+        command.env(xstate::VARIABLE, xstate::value(Path::new(library)));
     }
     let error = command.args(args).exec();
     Err(error).with_context(|| format!("cannot run {}", program.display()))
@@ -164,6 +175,7 @@ mod tests {
             session: true,
             parent: Some(7),
             cpu: CpuLock::Cpu(1),
+            preload: Some("/lib/x.so".into()),
             files: vec!["/dev/pts/1".into()],
             received: 2,
         };
@@ -178,6 +190,8 @@ mod tests {
                 "7",
                 "cpu",
                 "1",
+                "preload",
+                "/lib/x.so",
                 "file",
                 "/dev/pts/1",
                 "received",

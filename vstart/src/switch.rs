@@ -287,6 +287,15 @@ pub fn program(name: &str) -> Option<PathBuf> {
     beside.filter(|path| path.is_file()).or_else(|| in_path(name))
 }
 
+/// A file of ours that people do not run: beside this program, or where it is installed.
+pub fn installed(name: &str) -> Option<PathBuf> {
+    let bin = std::env::current_exe().ok()?;
+    let bin = bin.parent()?;
+    let places = [bin.join(name), bin.join("../lib/hubbub").join(name)];
+    let mut paths = places.iter().filter_map(|place| place.canonicalize().ok());
+    paths.find(|path| path.is_file())
+}
+
 /// The first executable file of that name in PATH.
 pub fn in_path(name: &str) -> Option<PathBuf> {
     use nix::unistd::{AccessFlags, access};

@@ -15,6 +15,7 @@ pub mod tap;
 pub mod terminal;
 pub mod unix;
 pub mod watch;
+pub mod xstate;
 
 /// Repeats a system call that a signal interrupted.
 fn retry_eintr<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {

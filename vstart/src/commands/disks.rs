@@ -10,7 +10,7 @@ use crate::disk::{self, Disk, DiskError};
 use crate::machine::{self, Root};
 use crate::name::MachineName;
 use crate::registry::{Registry, Status};
-use crate::switch::program;
+use crate::switch::{in_path, installed};
 
 /// Where the machine's files come from: a model file system if there is one, the host if not.
 pub(super) fn root(name: &MachineName, options: &Options, config: &Config) -> Result<Root> {
@@ -134,12 +134,7 @@ fn check_pair(changes: &Path, model: &Path) -> Result<()> {
 
 /// The first process of guests without a file system of their own, which is also the script of DHCP clients.
 pub(super) fn init() -> Result<PathBuf> {
-    program("hubbub-init")
-        .or_else(|| installed_beside("../lib/hubbub/hubbub-init"))
+    installed("hubbub-init")
+        .or_else(|| in_path("hubbub-init"))
         .context("cannot find hubbub-init, the guest's first process\nhint: install Hubbub as a whole")
-}
-
-fn installed_beside(relative: &str) -> Option<PathBuf> {
-    let path = std::env::current_exe().ok()?.parent()?.join(relative);
-    path.canonicalize().ok().filter(|path| path.is_file())
 }

@@ -25,6 +25,7 @@ use crate::supervisor::Plan;
 use crate::switch::{self, in_path, program};
 use crate::tap;
 use crate::windows::{self, Emulator};
+use crate::xstate;
 
 /// Start a User-Mode Linux machine
 ///
@@ -310,6 +311,13 @@ fn kernel(options: &Options, config: &Config) -> Result<PathBuf> {
     };
     let path = std::path::absolute(&path).with_context(|| format!("cannot use kernel {}", path.display()))?;
     access(&path, AccessFlags::X_OK).with_context(|| format!("cannot run kernel {}", path.display()))?;
+    if xstate::is_needed() && xstate::library().is_none() {
+        eprintln!(
+            "warning: {} is missing, without which UML kernels before Linux 6.13 panic on this processor\n\
+             hint: install Hubbub as a whole",
+            xstate::LIBRARY
+        );
+    }
     Ok(path)
 }
 
@@ -447,14 +455,19 @@ fn print(plan: &Plan, out: &mut impl Write) -> Result<()> {
         )?;
     }
     let args = kernel_args(machine, &plan.dirs, &domains)?;
-    let kernel = std::iter::once(machine.kernel.display().to_string()).chain(args);
-    match machine.cpu.cpu() {
-        Some(number) => {
-            let lock = ["taskset".to_owned(), "-c".to_owned(), number.to_string()];
-            writeln!(out, "{}", quoted(lock.into_iter().chain(kernel)))?;
-        }
-        None => writeln!(out, "{}", quoted(kernel))?,
+    let mut words = Vec::new();
+    if let Some(number) = machine.cpu.cpu() {
+        words.extend(["taskset".to_owned(), "-c".to_owned(), number.to_string()]);
     }
+    if let Some(library) = xstate::library() {
+        words.extend([
+            "env".to_owned(),
+            format!("{}={}", xstate::VARIABLE, library.display()),
+        ]);
+    }
+    words.push(machine.kernel.display().to_string());
+    words.extend(args);
+    writeln!(out, "{}", quoted(words.into_iter()))?;
     for command in plan.windows.iter().flatten().flatten() {
         writeln!(out, "{}", quoted(command.iter().cloned()))?;
     }

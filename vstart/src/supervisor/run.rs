@@ -30,6 +30,7 @@ use crate::mconsole::{Notification, notification};
 use crate::processes::{self, Process};
 use crate::registry::{Claim, Record, Registry, Status, now};
 use crate::stage::Stage;
+use crate::xstate;
 
 /// Runs the machine; the event says how that went.
 pub(super) async fn supervise(plan: Plan, events: &Events) -> Event {
@@ -320,6 +321,7 @@ impl Life<'_> {
             session: false,
             parent: Some(std::process::id()),
             cpu: self.machine().cpu,
+            preload: xstate::library(),
             // In the order in which the kernel's arguments number them.
             files: secondary
                 .map(|c| &c.slave)
