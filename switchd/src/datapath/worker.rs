@@ -31,10 +31,17 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// How long captured frames wait for others to be handed over with, once nothing more comes.
 const UNSENT: Duration = Duration::from_millis(5);
 
-/// How long a worker looks for room before it sleeps. Measured with 0, 30 and 60 µs beside uml_switch (hub, 1514 bytes,
-/// two processors): frames/s of two ports were 1.13, 1.45 and 1.57 times its own, those of an 8-port flood 1.89, 2.36
-/// and 2.46 times; TCP between two UML machines, which need the processors too, 2.8, 2.4 and 2.2 times.
+/// How long a worker looks for something to do before it sleeps. Measured with 0, 30 and 60 µs for room at full ports
+/// beside uml_switch (hub, 1514 bytes, two processors): frames/s of two ports were 1.13, 1.45 and 1.57 times its own,
+/// those of an 8-port flood 1.89, 2.36 and 2.46 times; TCP between two UML machines, which need the processors too, 2.8,
+/// 2.4 and 2.2 times. For answers, 50 and 100 µs are no better than 30 (`bench/README.md`, round trips).
 pub(super) const LOOK: Duration = Duration::from_micros(30);
+
+/// Who gives way to others while it looks, and gets the processor back only after this, is on a busy one.
+const LONG: Duration = Duration::from_micros(200);
+
+/// So many times as long as that took, it does not look again.
+const SELDOM: u32 = 1000;
 
 /// How often a worker looks whether it has been busy for a tenth of the time.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -100,6 +107,10 @@ pub(super) struct Worker {
     asked: Instant,
     slept: Duration,
     told: bool,
+    /// Frames have moved since it looked for more last.
+    moved: bool,
+    /// Until then the processor is taken for a busy one.
+    crowded: Instant,
     busy: Arc<Notify>,
     context: Context,
     /// How long the next look for frames lasts at most: shorter with each that was in vain, at most [`Context::poll`].
@@ -134,6 +145,8 @@ impl Worker {
             asked: now,
             slept: Duration::ZERO,
             told: false,
+            moved: false,
+            crowded: now,
             busy: common.busy,
             context,
             spin: common.poll,
@@ -155,6 +168,7 @@ impl Worker {
         if self.context.unsent && self.context.ready.is_empty() {
             self.flush_captures();
         }
+        self.moved |= !self.context.ready.is_empty();
         // One turn for each domain that has something; what arrives meanwhile has its turn in the next round.
         for _ in 0..self.context.ready.len() {
             let Some(slot) = self.context.ready.pop_front() else {
@@ -170,8 +184,7 @@ impl Worker {
         !commands || self.take_commands()
     }
 
-    /// Waits for something to do. While senders are held back for a full port, a receiver that is reading makes room
-    /// within microseconds: to look for it a little while costs less than to sleep and be woken.
+    /// Waits for something to do.
     fn wait(&mut self) -> io::Result<()> {
         if !self.context.polled.is_empty() {
             if self.context.ready.is_empty() && self.context.roomy.is_empty() && self.spin()? {
@@ -180,22 +193,46 @@ impl Worker {
             self.look(self.context.ready.is_empty());
         }
         let timeout = self.timeout();
-        if !self.context.full.is_empty() && timeout != Some(Duration::ZERO) {
-            let begun = Instant::now();
-            while begun.elapsed() < self.context.look {
-                self.context.poller.wait(Some(Duration::ZERO))?;
-                if self.context.poller.event(0).is_some() {
-                    return Ok(());
-                }
-            }
-        }
         if timeout == Some(Duration::ZERO) {
             return self.context.poller.wait(timeout);
+        }
+        if self.pause()? {
+            return Ok(());
         }
         let begun = Instant::now();
         self.context.poller.wait(timeout)?;
         self.slept += begun.elapsed();
         Ok(())
+    }
+
+    /// Looks a little while for something to do before it sleeps, since to sleep and be woken costs more; true if there is.
+    /// A receiver of a full port that is reading makes room within microseconds. Who got a frame may answer as soon: it
+    /// may be on this very processor, so it is given way to in between, unless others take that for long.
+    fn pause(&mut self) -> io::Result<bool> {
+        let full = !self.context.full.is_empty();
+        let moved = std::mem::take(&mut self.moved);
+        let begun = Instant::now();
+        if !full && (!moved || begun < self.crowded) {
+            return Ok(false);
+        }
+        let (mut now, mut found) = (begun, false);
+        while !found && now - begun < self.context.look {
+            self.context.poller.wait(Some(Duration::ZERO))?;
+            found = self.context.poller.event(0).is_some();
+            let before = now;
+            if !full && !found {
+                std::thread::yield_now();
+            }
+            now = Instant::now();
+            if !full && now - before > LONG {
+                self.crowded = now + (now - before) * SELDOM;
+                break;
+            }
+        }
+        if !full {
+            self.slept += now - begun;
+        }
+        Ok(found)
     }
 
     /// Looks for frames of guests that have just sent some, before they are asked to kick: a kick costs them a system
