@@ -38,10 +38,10 @@ const UNSENT: Duration = Duration::from_millis(5);
 pub(super) const LOOK: Duration = Duration::from_micros(30);
 
 /// Who gives way to others while it looks, and gets the processor back only after this, is on a busy one.
-const LONG: Duration = Duration::from_micros(200);
+const LONG: Duration = Duration::from_micros(500);
 
 /// So many times as long as that took, it does not look again.
-const SELDOM: u32 = 1000;
+const SELDOM: u32 = 100;
 
 /// How often a worker looks whether it has been busy for a tenth of the time.
 const PERIOD: Duration = Duration::from_secs(1);
