@@ -1,7 +1,7 @@
 #!/bin/bash
 # 64-byte frames between two virtio-user ports of DPDK's testpmd, through switchd's shared memory (vhost) and through Open
 # vSwitch with DPDK (ovs), beside switchd's sequenced packets (bess): bench/dpdk.sh [SECONDS [ROUNDS [KIND...]]]
-# KIND poll is vhost with --poll-us 100.
+# KIND sleep is vhost with --poll-us 0.
 #
 # testpmd keeps 128 frames in flight each way, and passes each on from one port to the other as it comes; then one each
 # way, for the time a frame takes. It polls on the first processor and the switch has the second; bess has both.
@@ -18,7 +18,7 @@ command -v dpdk-testpmd >/dev/null || fail "there is no dpdk-testpmd: apt-get in
 enter "--mount --pid --fork --mount-proc" "$@"
 seconds=${1:-3} rounds=${2:-3}
 shift $(($# < 2 ? $# : 2))
-[ $# -gt 0 ] || set -- vhost poll bess ${OVS:+ovs}
+[ $# -gt 0 ] || set -- vhost sleep bess ${OVS:+ovs}
 switchd=${SWITCHD:-target/release/switchd} hubload=${HUBLOAD:-target/release/hubload}
 switchd=$(realpath "$switchd") hubload=$(realpath "$hubload")
 mount -t tmpfs tmpfs /run
@@ -99,8 +99,8 @@ load() {
 measure() {
     kind=$1 dir=$(mktemp -d "$work/XXXXXX")
     case $kind in
-    vhost | poll)
-        by="taskset -c 1" start_switchd "--workers 1 $([ $kind = vhost ] || echo --poll-us 100)"
+    vhost | sleep)
+        by="taskset -c 1" start_switchd "--workers 1 $([ $kind = vhost ] || echo --poll-us 0)"
         load "$dir"/h/vhub_*_A.vhost "$dir"/h/vhub_*_A.vhost ;;
     ovs)
         start_ovs
@@ -109,7 +109,7 @@ measure() {
         start_switchd "--workers 1"
         "$hubload" --attach bess --size 60 --switch --seconds "$seconds" --json "$dir"/h/vhub_*_A.bess >"$dir/bess.log"
         echo "$(grep -o '"delivered_per_s":[0-9]*' "$dir/bess.log" | head -n 1 | cut -d: -f2) -" >>"$work/$kind" ;;
-    *) fail "no kind '$kind': vhost, poll, bess or ovs" ;;
+    *) fail "no kind '$kind': vhost, sleep, bess or ovs" ;;
     esac
     end
 }

@@ -106,7 +106,7 @@ pub(crate) struct RunOptions {
     /// Hold a sender back so long for a full receiver; 0 drops at once [default: 100, at most 500]
     #[arg(long, value_name = "MS")]
     pub(crate) hold_ms: Option<u64>,
-    /// Look for more frames so long before a sleep, after guests that share their memory have sent [default: 0, at most 1000]
+    /// Look for more frames so long before a sleep, after guests that share their memory have sent [default: 100, at most 1000]
     #[arg(long, value_name = "US")]
     pub(crate) poll_us: Option<u64>,
     /// Threads that forward [default: one per processor]

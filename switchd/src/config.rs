@@ -12,6 +12,11 @@ use crate::datapath::LONGEST_HOLD;
 /// How long an ingress port is held back for a full egress port, unless it is set.
 pub(crate) const DEFAULT_HOLD: Duration = Duration::from_millis(100);
 
+/// How long workers look at guests that share their memory before these are to kick, unless it is set. TCP between two UML
+/// kernels, two processors for all, seven rounds in turns with the host's bridge: 0.96, 1.12, 1.10 and 1.29 times its rate
+/// one way with 50, 100, 200 and 400 µs, 1.00, 1.07, 1.03 and 0.97 times both ways at once; 0.7 to 0.9 one way with 0.
+pub(crate) const DEFAULT_POLL: Duration = Duration::from_micros(100);
+
 /// Longer than any sleep takes: what is polled so long had better sleep.
 const LONGEST_POLL_US: u64 = 1000;
 
@@ -98,7 +103,7 @@ impl Config {
             Some(ms) => return Err(ConfigError::Hold(ms)),
         };
         let poll = match arguments.poll_us.or(file.poll_us) {
-            None => Duration::ZERO,
+            None => DEFAULT_POLL,
             Some(us @ 0..=LONGEST_POLL_US) => Duration::from_micros(us),
             Some(us) => return Err(ConfigError::Poll(us)),
         };

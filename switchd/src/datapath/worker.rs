@@ -38,7 +38,7 @@ const UNSENT: Duration = Duration::from_millis(5);
 pub(super) const LOOK: Duration = Duration::from_micros(30);
 
 /// Who gives way to others while it looks, and gets the processor back only after this, is on a busy one.
-const LONG: Duration = Duration::from_micros(500);
+const LONG: Duration = Duration::from_millis(1);
 
 /// So many times as long as that took, it does not look again.
 const SELDOM: u32 = 100;
@@ -186,18 +186,15 @@ impl Worker {
 
     /// Waits for something to do.
     fn wait(&mut self) -> io::Result<()> {
+        if self.timeout() != Some(Duration::ZERO) && self.pause()? {
+            return Ok(());
+        }
         if !self.context.polled.is_empty() {
-            if self.context.ready.is_empty() && self.context.roomy.is_empty() && self.spin()? {
-                return Ok(());
-            }
             self.look(self.context.ready.is_empty());
         }
         let timeout = self.timeout();
         if timeout == Some(Duration::ZERO) {
             return self.context.poller.wait(timeout);
-        }
-        if self.pause()? {
-            return Ok(());
         }
         let begun = Instant::now();
         self.context.poller.wait(timeout)?;
@@ -205,56 +202,64 @@ impl Worker {
         Ok(())
     }
 
-    /// Looks a little while for something to do before it sleeps, since to sleep and be woken costs more; true if there is.
-    /// A receiver of a full port that is reading makes room within microseconds. Who got a frame may answer as soon: it
-    /// may be on this very processor, so it is given way to in between, unless others take that for long.
+    /// Looks a little while for something to do before it sleeps, since to sleep and be woken costs more; true if there is
+    /// an event.
+    ///
+    /// A receiver of a full port that is reading makes room within microseconds. Who got a frame may answer as soon, and
+    /// guests that share their memory and have just sent may send more; that is seen before they are asked to kick, which
+    /// costs them a system call. They may be on this very processor, so they are given way to in between, unless others
+    /// take that for long.
     fn pause(&mut self) -> io::Result<bool> {
         let full = !self.context.full.is_empty();
+        let guests = !self.context.polled.is_empty();
         let moved = std::mem::take(&mut self.moved);
+        let polite = guests || !full;
         let begun = Instant::now();
-        if !full && (!moved || begun < self.crowded) {
+        if polite && (!moved || begun < self.crowded) {
             return Ok(false);
         }
-        let (mut now, mut found) = (begun, false);
-        while !found && now - begun < self.context.look {
-            self.context.poller.wait(Some(Duration::ZERO))?;
-            found = self.context.poller.event(0).is_some();
-            let before = now;
-            if !full && !found {
+        let longest = if guests {
+            self.spin.max(self.context.look)
+        } else {
+            self.context.look
+        };
+        let (mut now, mut frames, mut event) = (begun, false, false);
+        while !frames && !event && now - begun < longest {
+            frames = guests && self.look_often();
+            if !frames {
+                self.context.poller.wait(Some(Duration::ZERO))?;
+                event = self.context.poller.event(0).is_some();
+            }
+            if polite && !frames && !event {
                 std::thread::yield_now();
             }
-            now = Instant::now();
-            if !full && now - before > LONG {
+            let before = std::mem::replace(&mut now, Instant::now());
+            if polite && now - before > LONG {
                 self.crowded = now + (now - before) * SELDOM;
                 break;
             }
         }
-        if !full {
+        if frames {
+            self.spin = (self.spin * 2).min(self.context.poll);
+        } else if guests && !event {
+            self.spin = (self.spin / 2).max(self.context.poll / SHORTEST);
+        }
+        if polite {
             self.slept += now - begun;
         }
-        Ok(found)
+        Ok(event)
     }
 
-    /// Looks for frames of guests that have just sent some, before they are asked to kick: a kick costs them a system
-    /// call and us a sleep. True if there is an event; ends at once when there are frames.
-    fn spin(&mut self) -> io::Result<bool> {
-        let begun = Instant::now();
-        while begun.elapsed() < self.spin {
-            for _ in 0..LOOKS {
-                self.look(false);
-                if !self.context.ready.is_empty() || !self.context.dead.is_empty() {
-                    self.spin = (self.spin * 2).min(self.context.poll);
-                    return Ok(false);
-                }
-                std::hint::spin_loop();
+    /// Looks some times in a row for frames of guests that have just sent some.
+    fn look_often(&mut self) -> bool {
+        for _ in 0..LOOKS {
+            self.look(false);
+            if !self.context.ready.is_empty() || !self.context.dead.is_empty() {
+                return true;
             }
-            self.context.poller.wait(Some(Duration::ZERO))?;
-            if self.context.poller.event(0).is_some() {
-                return Ok(true);
-            }
+            std::hint::spin_loop();
         }
-        self.spin = (self.spin / 2).max(self.context.poll / SHORTEST);
-        Ok(false)
+        false
     }
 
     /// Looks once, the last time if they are to kick from now on.
