@@ -125,7 +125,7 @@ pub(crate) struct RunOptions {
 pub(crate) enum Gain {
     /// Many frames with one system call
     Batches,
-    /// A short look for room before sleep, while senders are held back
+    /// A short look before sleep: for room while senders are held back, for answers, for more frames of a guest
     Look,
     /// Super-frames and unfinished checksums at tap devices
     Offload,

@@ -120,7 +120,7 @@ pub(crate) struct Load {
 pub(crate) struct Common {
     /// How long an ingress port is held back for a full egress port.
     hold: Duration,
-    /// How long a worker looks for room before it sleeps.
+    /// How long a worker looks for room, and for answers, before it sleeps.
     look: Duration,
     /// How long at most it looks at guests that share their memory, after they have sent, for more.
     poll: Duration,
@@ -149,10 +149,11 @@ impl Common {
         Self { poll, ..self }
     }
 
-    /// The same for workers that do not look for room before they sleep.
+    /// The same for workers that do not look for anything before they sleep.
     pub(crate) fn without_look(self) -> Self {
         Self {
             look: Duration::ZERO,
+            poll: Duration::ZERO,
             ..self
         }
     }
