@@ -29,7 +29,8 @@ measure() {
         make_bridge
         word='vec0:transport=tap,ifname=tap@,gro=1,mac=02:00:00:00:00:0@' ;;
     uml_switch)
-        begin uml_switch -unix "$dir/ctl"
+        # Not switchd under that name.
+        begin /usr/bin/uml_switch -unix "$dir/ctl"
         await test -S "$dir/ctl"
         word="eth0=daemon,02:00:00:00:00:0@,unix,$dir/ctl" ;;
     vde_switch)

@@ -1,5 +1,6 @@
 //! A switch as a process of its own, started and ended by the bench.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{File, Permissions};
 use std::io;
@@ -224,6 +225,23 @@ impl Drop for Contestant {
     }
 }
 
+/// A program of Debian's that switchd replaces: the first of that name in PATH that is not switchd itself.
+pub fn debians(name: &str) -> PathBuf {
+    debians_in(name, &std::env::var_os("PATH").unwrap_or_default())
+}
+
+fn debians_in(name: &str, path: &OsStr) -> PathBuf {
+    let is_debians = |program: &PathBuf| {
+        let target = program.canonicalize();
+        target.is_ok_and(|target| target.is_file() && !target.ends_with("switchd"))
+    };
+    let mut programs = std::env::split_paths(path).map(|dir| dir.join(name));
+    // If it is not there either, whoever starts it says so.
+    programs
+        .find(is_debians)
+        .unwrap_or_else(|| Path::new("/usr/bin").join(name))
+}
+
 /// The command line, and the socket that shows that it is up. `setpriv` ends the switch if the bench is killed.
 fn command(kind: &Kind, mode: Delivery, dir: &Path) -> (Command, PathBuf) {
     let mut command = Command::new("setpriv");
@@ -232,7 +250,7 @@ fn command(kind: &Kind, mode: Delivery, dir: &Path) -> (Command, PathBuf) {
     let control = match kind {
         Kind::UmlSwitch => {
             let control = dir.join("ctl");
-            command.arg("uml_switch").arg("-unix").arg(&control);
+            command.arg(debians("uml_switch")).arg("-unix").arg(&control);
             command.args(hub.then_some("-hub"));
             control
         }
@@ -250,4 +268,26 @@ fn command(kind: &Kind, mode: Delivery, dir: &Path) -> (Command, PathBuf) {
         }
     };
     (command, control)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn switchd_is_not_compared_with_itself() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [ours, theirs] = ["ours", "theirs"].map(|name| dir.path().join(name));
+        for (dir, program) in [(&ours, "switchd"), (&theirs, "uml_switch")] {
+            std::fs::create_dir(dir).expect("it is new");
+            File::create(dir.join(program)).expect("it is new");
+        }
+        symlink("switchd", ours.join("uml_switch")).expect("it is new");
+        let path = std::env::join_paths([&ours, &theirs]).expect("no colons");
+        let found = debians_in("uml_switch", &path);
+        assert_eq!(found, theirs.join("uml_switch"));
+        let found = debians_in("uml_switch", ours.as_os_str());
+        assert_eq!(found, Path::new("/usr/bin/uml_switch"));
+    }
 }

@@ -13,6 +13,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use bench::contestant::debians;
 use bench::machine::Machine;
 use bench::table::replace_in;
 use clap::Parser;
@@ -142,7 +143,7 @@ impl Lab {
     fn start(bin: PathBuf, arguments: &Arguments) -> anyhow::Result<Self> {
         let home = tempfile::Builder::new().prefix("guestbench").tempdir_in("/tmp")?;
         let socket = home.path().join("uml.ctl");
-        let uml_switch = Command::new("uml_switch")
+        let uml_switch = Command::new(debians("uml_switch"))
             .arg("-hub")
             .arg("-unix")
             .arg(&socket)
