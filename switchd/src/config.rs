@@ -14,7 +14,7 @@ pub(crate) const DEFAULT_HOLD: Duration = Duration::from_millis(100);
 
 /// How long workers look at guests that share their memory before these are to kick, unless it is set. TCP between two UML
 /// kernels, two processors for all, seven rounds in turns with the host's bridge: 0.96, 1.12, 1.10 and 1.29 times its rate
-/// one way with 50, 100, 200 and 400 µs, 1.00, 1.07, 1.03 and 0.97 times both ways at once; 0.7 to 0.9 one way with 0.
+/// one way with 50, 100, 200 and 400 µs, 1.00, 1.07, 1.03 and 0.97 times both ways at once; 0.8 to 0.9 one way with 0.
 pub(crate) const DEFAULT_POLL: Duration = Duration::from_micros(100);
 
 /// Longer than any sleep takes: what is polled so long had better sleep.

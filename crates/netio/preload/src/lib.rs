@@ -37,22 +37,22 @@ pub unsafe extern "C" fn ptrace(
         unsafe { std::mem::transmute::<*mut c_void, Option<Ptrace>>(next) }
     });
     let Some(next) = next else { return -1 };
-    if request != libc::PTRACE_SETREGSET || address.addr() != NT_X86_XSTATE {
-        // SAFETY: as the caller says.
-        return unsafe { next(request, pid, address, data) };
+    let mut state = data;
+    let mut whole = libc::iovec {
+        iov_base: (&raw mut STATE).cast(),
+        iov_len: netio::xstate::bytes().min(ROOM),
+    };
+    if request == libc::PTRACE_SETREGSET && address.addr() == NT_X86_XSTATE {
+        // SAFETY: with this request, data is an iovec of the caller's.
+        let part = unsafe { data.cast::<libc::iovec>().read() };
+        if part.iov_len < whole.iov_len {
+            // SAFETY: the caller has so many bytes, and there is room for them, which nobody else uses meanwhile.
+            unsafe { ptr::copy_nonoverlapping(part.iov_base, whole.iov_base, part.iov_len) };
+            state = ptr::from_mut(&mut whole).cast();
+        }
     }
-    // SAFETY: with this request, data is an iovec of the caller's.
-    let part = unsafe { data.cast::<libc::iovec>().read() };
-    let mut whole = part;
-    let bytes = netio::xstate::bytes().min(ROOM);
-    if part.iov_len < bytes {
-        whole.iov_base = (&raw mut STATE).cast();
-        whole.iov_len = bytes;
-        // SAFETY: the caller has so many bytes, and there is room for them, which nobody else uses meanwhile.
-        unsafe { ptr::copy_nonoverlapping(part.iov_base, whole.iov_base, part.iov_len) };
-    }
-    // SAFETY: as the caller says; the whole state is there, and only read.
-    unsafe { next(request, pid, address, ptr::from_mut(&mut whole)) }
+    // SAFETY: as the caller says; a state of ours is whole, and only read.
+    unsafe { next(request, pid, address, state) }
 }
 
 /// `linux/elf.h`
