@@ -1,5 +1,7 @@
 //! Which domains are to go to another worker, so that all processors have their part of the work.
 
+use std::time::Duration;
+
 use crate::datapath::{DomainId, Load};
 
 /// A worker with less to do than this is left alone. It need not be much: on a machine whose processors have others to
@@ -14,9 +16,16 @@ const LEFT: f64 = 0.8;
 const ONE: f64 = 2.0;
 const SOME: f64 = 4.0;
 
+/// What a worker did in less time than this says nothing of how busy it is. When several of them find that they are busy
+/// at the same time, the second is heard right after all have been asked because of the first.
+const GLANCE: Duration = Duration::from_millis(250);
+
 /// Domains of the busiest worker that are to go to the least busy one, and which that is; none if neither would be better
 /// off. A worker's time is taken to be spent on its domains by their frames.
 pub(super) fn choose(loads: &[Load]) -> Option<(Vec<DomainId>, usize)> {
+    if loads.iter().any(|load| load.time < GLANCE) {
+        return None;
+    }
     let busiest = loads.iter().max_by(|a, b| a.busy.total_cmp(&b.busy))?;
     let (to, idlest) = loads
         .iter()
@@ -59,6 +68,7 @@ mod tests {
     fn load(busy: f64, domains: &[(u64, u64)]) -> Load {
         let domains = domains.iter().map(|&(id, frames)| (DomainId(id), frames));
         Load {
+            time: Duration::from_secs(1),
             busy,
             domains: domains.collect(),
         }
@@ -96,6 +106,17 @@ mod tests {
         assert_eq!(choose(&[load(1.0, &half(0)), load(0.4, &half(8))]), None);
         let two = [(1, 150), (2, 300)];
         assert_eq!(choose(&[load(0.9, &two), load(0.5, &[(3, 100), (4, 100)])]), None);
+    }
+
+    #[test]
+    fn nor_is_a_glance() {
+        let loads = [load(1.0, &[(1, 100), (2, 100)]), load(0.0, &[])];
+        assert!(choose(&loads).is_some());
+        let glance = loads.map(|load| Load {
+            time: Duration::from_millis(2),
+            ..load
+        });
+        assert_eq!(choose(&glance), None);
     }
 
     #[test]

@@ -109,6 +109,8 @@ impl Command {
 /// What a worker has had to do since it was last asked.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Load {
+    /// The time that is since then.
+    pub(crate) time: Duration,
     /// The part of the time it was not waiting for frames: from 0 to 1.
     pub(crate) busy: f64,
     /// Frames received and sent, by domain.

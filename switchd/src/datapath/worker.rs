@@ -495,6 +495,7 @@ impl Worker {
             Some((id, domain.moved()))
         });
         Load {
+            time,
             busy: 1.0 - (slept.as_secs_f64() / time.as_secs_f64().max(1e-9)).min(1.0),
             domains: domains.collect(),
         }
