@@ -65,6 +65,13 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Length of the longest frame it forwards: a full payload behind two VLAN tags.
+    pub fn longest_frame(&self) -> usize {
+        self.mtu as usize + HEADER_BYTES + MOST_TAGS * TAG_BYTES
+    }
+}
+
 /// A setting that makes no sense.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SettingsError {
@@ -113,9 +120,9 @@ impl Domain {
         &self.settings
     }
 
-    /// Length of the longest frame it forwards: a full payload behind two VLAN tags.
+    /// Length of the longest frame it forwards.
     pub fn longest_frame(&self) -> usize {
-        self.mtu + HEADER_BYTES + MOST_TAGS * TAG_BYTES
+        self.settings.longest_frame()
     }
 
     /// Attaches a port, under the lowest free number.

@@ -203,6 +203,23 @@ pub fn set_buffers(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     socket.set_recv_buffer_size(bytes)
 }
 
+/// Bounds what waits for the receiver of a Unix socket to so many bytes, as [`charged`] counts them, or to what the system
+/// allows (`net.core.wmem_max`).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_queue(socket: impl AsFd, bytes: usize) -> io::Result<()> {
+    // Linux gives twice what it is asked for (sock_setsockopt()).
+    socket2::SockRef::from(&socket.as_fd()).set_send_buffer_size(bytes / 2)
+}
+
+/// What Linux counts for a message of so many bytes in such a queue: a block of memory, its size a power of two, with the
+/// message and a `skb_shared_info`, and an `sk_buff` (sock_alloc_send_pskb(), on x86-64). Messages of over 16 KiB are
+/// counted with less than this.
+pub const fn charged(bytes: usize) -> usize {
+    (bytes + 320).next_power_of_two() + 256
+}
+
 /// Asks for a pipe of so many bytes; it stays as it is if the system's limits are lower.
 pub fn set_pipe_size(pipe: impl AsFd, bytes: usize) {
     use nix::fcntl::{FcntlArg, fcntl};
@@ -270,6 +287,23 @@ mod tests {
         let mut text = String::new();
         received.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn a_queue_holds_what_it_was_made_for() {
+        for bytes in [60, 1514, 9014, 16_000] {
+            let (a, _b) = socket2::Socket::pair(
+                socket2::Domain::UNIX,
+                socket2::Type::SEQPACKET.nonblocking(),
+                None,
+            )
+            .unwrap();
+            set_queue(&a, 20 * charged(bytes)).unwrap();
+            let message = vec![0; bytes];
+            let taken = (0..1000).take_while(|_| a.send(&message).is_ok()).count();
+            // The kernel has a least size, which is more than 20 short ones need.
+            assert!(taken == 20 || bytes == 60, "{taken} of {bytes} bytes");
+        }
     }
 
     #[test]

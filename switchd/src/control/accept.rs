@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::domain::{Domain, Entry};
-use super::handshake::{DataPath, Refusal, data_socket, read_request, unnamed_socket};
+use super::handshake::{DataPath, Refusal, SOCKET_BUFFER, data_socket, read_request, unnamed_socket};
 use super::peer;
 use super::registry::Registry;
 use super::vde;
@@ -162,15 +162,19 @@ async fn attach(
     client: &Client,
 ) -> Result<oneshot::Receiver<Infallible>, Refusal> {
     let Client { peer, request, entry } = client;
+    let queue = match entry {
+        Entry::Uml if is_dump(request) => SOCKET_BUFFER,
+        _ => domain.queue_bytes(),
+    };
     let (link, reply) = if request.version == Version::V0 {
         let inbound = domain.shared_socket()?.route(request.client)?;
         (
-            uml::Link::with_inbound(unnamed_socket(request.client)?, inbound),
+            uml::Link::with_inbound(unnamed_socket(request.client, queue)?, inbound),
             None,
         )
     } else {
         let place = domain.data_path(*entry, id);
-        let (socket, address) = data_socket(&place, request.client)?;
+        let (socket, address) = data_socket(&place, request.client, queue)?;
         if let (Entry::Vde, DataPath::File(path)) = (entry, &place) {
             vde::open_to_clients(path, &domain.spec.vde)?;
         }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::accept::{LivePort, PAUSE};
 use super::domain::Domain;
-use super::handshake::{Refusal, SOCKET_BUFFER};
+use super::handshake::Refusal;
 use super::peer;
 use super::registry::Registry;
 use crate::datapath::port::{Identity, Link};
@@ -59,7 +59,7 @@ async fn become_port(
     if !registry.admits(peer.uid) {
         return Err(Refusal::Foreign(peer.uid));
     }
-    netio::unix::set_buffers(&connection, SOCKET_BUFFER)?;
+    netio::unix::set_queue(&connection, domain.queue_bytes())?;
     let socket = domain.sockets.bess.as_deref().unwrap_or(Path::new(""));
     let id = domain.reserve(None).map_err(Refusal::Taken)?;
     let (alive, gone) = oneshot::channel();

@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 
 use super::attendant::Attendant;
 use super::compat::{self, SharedSocket};
-use super::handshake::DataPath;
+use super::handshake::{self, DataPath};
 use super::listeners::is_socket;
 use super::vde;
 use crate::datapath::{DomainId, Snapshot};
@@ -334,6 +334,11 @@ impl Domain {
             state.attendants.contains_key(port) || extras.is_some_and(|extras| extras.passive)
         };
         state.transient && state.holders == 0 && state.ports.iter().all(passive)
+    }
+
+    /// Bytes that wait for a client to be read, as the kernel counts them.
+    pub(crate) fn queue_bytes(&self) -> usize {
+        handshake::queue_bytes(settings(&self.spec).longest_frame())
     }
 
     /// Where the data socket of a port is bound.

@@ -17,9 +17,21 @@ use super::vhost::VhostError;
 /// A client that has connected has so long to send its request.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 
-/// Bytes of socket buffer towards a client, as far as the system allows (`net.core.wmem_max`): Linux doubles it and counts 2304
-/// for a full frame, which makes some 3600 of them.
+/// Bytes of socket buffer where nobody waits for the other end, as far as the system allows (`net.core.wmem_max`): what does
+/// not fit is lost.
 pub(super) const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
+
+/// Frames of an ordinary length that wait for a client to be read: some vectors, so that neither has to wait for the other
+/// after each. A queue of 3,600 makes nothing faster: it leaves the processor's caches, and the last frame waits for all
+/// others (`bench/README.md`, many busy domains).
+const QUEUE: usize = 4 * fabric::BATCH_FRAMES;
+const ORDINARY: usize = 1514;
+
+/// Bytes that wait for a client of a domain whose longest frame has so many: a vector of those at least.
+pub(super) fn queue_bytes(longest_frame: usize) -> usize {
+    use netio::unix::charged;
+    (QUEUE * charged(ORDINARY)).max(fabric::BATCH_FRAMES * charged(longest_frame))
+}
 
 /// Why a connection did not become a port.
 #[derive(Debug, thiserror::Error)]
@@ -99,12 +111,16 @@ pub(crate) enum DataPath {
 
 /// Makes a port's data socket, connected to the client: so only the client's frames get in, its queue is bounded by
 /// bytes instead of by `net.unix.max_dgram_qlen`, and a VDE client may remove its own file afterwards.
-pub(crate) fn data_socket(place: &DataPath, client: Address) -> Result<(UnixDatagram, Address), Refusal> {
+pub(crate) fn data_socket(
+    place: &DataPath,
+    client: Address,
+    queue: usize,
+) -> Result<(UnixDatagram, Address), Refusal> {
     let (socket, address) = match place {
         DataPath::File(path) => bind_file(path)?,
         DataPath::Abstract => bind_abstract()?,
     };
-    match connect(&socket, client) {
+    match connect(&socket, client, queue) {
         Ok(()) => Ok((socket, address)),
         Err(refusal) => {
             if let DataPath::File(path) = place {
@@ -116,15 +132,15 @@ pub(crate) fn data_socket(place: &DataPath, client: Address) -> Result<(UnixData
 }
 
 /// A data socket without a name, for a client that finds its frames elsewhere.
-pub(crate) fn unnamed_socket(client: Address) -> Result<UnixDatagram, Refusal> {
+pub(crate) fn unnamed_socket(client: Address, queue: usize) -> Result<UnixDatagram, Refusal> {
     let socket = UnixDatagram::unbound()?;
-    connect(&socket, client)?;
+    connect(&socket, client, queue)?;
     Ok(socket)
 }
 
-fn connect(socket: &UnixDatagram, client: Address) -> Result<(), Refusal> {
+fn connect(socket: &UnixDatagram, client: Address, queue: usize) -> Result<(), Refusal> {
     socket.set_nonblocking(true)?;
-    netio::unix::set_buffers(socket, SOCKET_BUFFER)?;
+    netio::unix::set_queue(socket, queue)?;
     let failed = |source| Refusal::Client {
         address: client,
         source,

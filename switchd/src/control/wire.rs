@@ -78,7 +78,7 @@ pub(super) async fn dgram(place: Place<'_>, spec: &DgramSpec) -> Result<PortId, 
     let cannot = |error: io::Error| failed(format!("cannot attach {name}: {error}"));
     let outbound = UnixDatagram::unbound().map_err(cannot)?;
     outbound.set_nonblocking(true).map_err(cannot)?;
-    netio::unix::set_buffers(&outbound, SOCKET_BUFFER).map_err(cannot)?;
+    netio::unix::set_queue(&outbound, place.domain.queue_bytes()).map_err(cannot)?;
     // Nobody needs to be there yet.
     let _ = outbound.connect(&spec.remote);
     let inbound = bind(&spec.local).map_err(cannot)?;
@@ -205,7 +205,6 @@ fn bind(path: &Path) -> io::Result<UnixDatagram> {
         result => result?,
     };
     socket.set_nonblocking(true)?;
-    netio::unix::set_buffers(&socket, SOCKET_BUFFER)?;
     Ok(socket)
 }
 
