@@ -26,8 +26,12 @@ pub struct Busy {
     pub domains: u32,
     /// Frames delivered a second, all domains together: median of the rounds.
     pub delivered_per_s: f64,
+    /// The same by that of the first row in the same round: median of the rounds.
+    pub rate_by_one: f64,
     /// Processor time of switchd for one of them, in microseconds: median of the rounds.
     pub cpu_us_per_frame: f64,
+    /// The same by that of the first row in the same round: median of the rounds.
+    pub cpu_by_one: f64,
     /// The smallest and the greatest part a domain had, 1 being equal parts: medians of the rounds.
     pub shares: (f64, f64),
     /// Frames lost or otherwise wrong, of all rounds.
@@ -58,10 +62,19 @@ pub fn busy(switchd: &Path, rounds: u32, time: Duration, stop: &Stop) -> Result<
     let middle = |rounds: &[Round], value: fn(&Round) -> f64| {
         median(&mut rounds.iter().map(value).collect::<Vec<_>>()).unwrap_or(0.0)
     };
+    let by_one = |rounds: &[Round], value: fn(&Round) -> f64| {
+        let each = rounds
+            .iter()
+            .zip(&all[0])
+            .map(|(round, one)| value(round) / value(one));
+        median(&mut each.collect::<Vec<_>>()).unwrap_or(0.0)
+    };
     let rows = DOMAINS.into_iter().zip(&all).map(|(domains, rounds)| Busy {
         domains,
         delivered_per_s: middle(rounds, |round| round.rate),
+        rate_by_one: by_one(rounds, |round| round.rate),
         cpu_us_per_frame: middle(rounds, |round| round.cpu_us),
+        cpu_by_one: by_one(rounds, |round| round.cpu_us),
         shares: (
             middle(rounds, |round| round.least),
             middle(rounds, |round| round.greatest),

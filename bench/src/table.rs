@@ -24,7 +24,9 @@ pub struct Results {
     pub rounds: u32,
     /// Seconds of each round.
     pub seconds: f64,
-    /// Seconds of each round where it is shares that are told.
+    /// Rounds where it is shares that are told.
+    pub share_rounds: u32,
+    /// Seconds of each of them.
     pub share_seconds: f64,
     /// A table for each queue length.
     pub sections: Vec<Section>,
@@ -65,9 +67,14 @@ impl Results {
              Medians of {} rounds of {} s each.\n",
             self.rounds, self.seconds,
         );
-        for section in &self.sections {
+        for (i, section) in self.sections.iter().enumerate() {
             text += "\n";
             text += &section.markdown();
+            let before = &self.sections[..i];
+            if let Some(host) = before.iter().find(|other| other.clients == section.clients) {
+                text += "\n";
+                text += &section.beside(host);
+            }
         }
         if !self.latencies.is_empty() {
             text += "\n";
@@ -92,7 +99,7 @@ impl Results {
     fn share_effort(&self) -> String {
         format!(
             "Medians of {} rounds of {} s each",
-            self.rounds, self.share_seconds
+            self.share_rounds, self.share_seconds
         )
     }
 }
@@ -131,6 +138,35 @@ impl Section {
         }
         text
     }
+
+    /// How the rates compare with those of the first switch where nobody has set up the host.
+    fn beside(&self, host: &Self) -> String {
+        let Some(known) = host.rows.first().and_then(|row| row.scores.first()) else {
+            return String::new();
+        };
+        let mut text = format!(
+            "By {}'s rate with {}, as it is on a host that nobody has set up:\n\n| mode | ports | traffic | bytes |",
+            known.switch, host.max_dgram_qlen
+        );
+        let mut rule = String::from("| --- | ---: | --- | ---: |");
+        for score in self.rows.iter().take(1).flat_map(|row| &row.scores) {
+            _ = write!(text, " {} |", score.switch);
+            rule += " ---: |";
+        }
+        _ = writeln!(text, "\n{rule}");
+        for (row, at_host) in self.rows.iter().zip(&host.rows) {
+            text += &cell_markdown(row);
+            let base = at_host
+                .scores
+                .first()
+                .map_or(f64::NAN, |score| score.delivered_per_s);
+            for score in &row.scores {
+                _ = write!(text, " {:.2} |", score.delivered_per_s / base);
+            }
+            text += "\n";
+        }
+        text
+    }
 }
 
 /// Puts `text` between the markers `<!-- name:start -->` and `<!-- name:end -->` of a file, in place of what is there.
@@ -152,6 +188,18 @@ fn replaced(old: &str, name: &str, text: &str) -> Option<String> {
 }
 
 fn row_markdown(row: &Row) -> String {
+    let mut line = cell_markdown(row);
+    for (i, score) in row.scores.iter().enumerate() {
+        line += &score_markdown(score);
+        if i > 0 {
+            _ = write!(line, " {:.2} |", score.ratio);
+        }
+    }
+    line
+}
+
+/// The first columns: what was measured.
+fn cell_markdown(row: &Row) -> String {
     let mode = match row.cell.mode {
         Delivery::Hub => "hub",
         Delivery::Switch => "switch",
@@ -161,14 +209,7 @@ fn row_markdown(row: &Row) -> String {
         Traffic::Flood => "flood",
         Traffic::Converge => "converge",
     };
-    let mut line = format!("| {mode} | {} | {traffic} | {} |", row.cell.ports, row.cell.size);
-    for (i, score) in row.scores.iter().enumerate() {
-        line += &score_markdown(score);
-        if i > 0 {
-            _ = write!(line, " {:.2} |", score.ratio);
-        }
-    }
-    line
+    format!("| {mode} | {} | {traffic} | {} |", row.cell.ports, row.cell.size)
 }
 
 fn score_markdown(score: &Score) -> String {
@@ -247,18 +288,19 @@ fn busy_markdown(rows: &[Busy], effort: &str) -> String {
     let mut text = format!(
         "#### 1 to 64 busy domains in one switchd\n\n\
          Each has one sender and one receiver over bess, 1514 bytes, learning switch. {effort}.\n\n\
-         | domains | frames/s in all | µs a frame | µs by that of 1 | smallest share | greatest | lost or wrong |\n\
-         | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+         | domains | frames/s in all | by that of 1 | µs a frame | by that of 1 | smallest share | greatest | lost or wrong |\n\
+         | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
     );
-    let one = rows.first().map_or(1.0, |row| row.cpu_us_per_frame);
     for row in rows {
-        let (us, (least, greatest)) = (row.cpu_us_per_frame, row.shares);
+        let (least, greatest) = row.shares;
         _ = writeln!(
             text,
-            "| {} | {:.0} | {us:.2} | {:.2} | {least:.2} | {greatest:.2} | {} |",
+            "| {} | {:.0} | {:.2} | {:.2} | {:.2} | {least:.2} | {greatest:.2} | {} |",
             row.domains,
             row.delivered_per_s,
-            us / one,
+            row.rate_by_one,
+            row.cpu_us_per_frame,
+            row.cpu_by_one,
             row.wrong,
         );
     }

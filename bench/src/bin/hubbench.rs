@@ -38,6 +38,9 @@ struct Args {
     /// Seconds of each load of --busy-domains and --converge: shares take longer to even out than rates
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
     share_seconds: f64,
+    /// Rounds of --busy-domains and --converge
+    #[arg(long, value_name = "ROUNDS", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    share_rounds: u32,
     /// Rounds; the table has their medians
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -121,14 +124,14 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     let busy_domains = match switchds.first() {
         Some(program) if args.busy_domains => {
             eprintln!("1 to 64 busy domains");
-            busy(program, args.rounds, share_time, &stop)?
+            busy(program, args.share_rounds, share_time, &stop)?
         }
         _ => Vec::new(),
     };
     let converge = match args.converge {
         Some(senders) => {
             eprintln!("{senders} senders to one receiver");
-            converge(&kinds, senders, args.rounds, share_time, &stop)?
+            converge(&kinds, senders, args.share_rounds, share_time, &stop)?
         }
         None => Vec::new(),
     };
@@ -150,6 +153,7 @@ fn bench(args: &Args) -> anyhow::Result<()> {
         machine,
         rounds: args.rounds,
         seconds: args.seconds,
+        share_rounds: args.share_rounds,
         share_seconds: args.share_seconds,
         sections,
         latencies,
