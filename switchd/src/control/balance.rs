@@ -20,20 +20,34 @@ const SOME: f64 = 4.0;
 /// at the same time, the second is heard right after all have been asked because of the first.
 const GLANCE: Duration = Duration::from_millis(250);
 
-/// Domains of the busiest worker that are to go to the least busy one, and which that is; none if neither would be better
-/// off. A worker's time is taken to be spent on its domains by their frames.
+/// Domains that always have more to do after so large a part of their turns are held up by their worker.
+const BEHIND: f64 = 0.2;
+/// Where each domain of one worker has so many times what each of another has, they take turns.
+const UNEVEN: f64 = 1.3;
+
+/// Domains that are to go to another worker, and which that is; none if nobody would be better off.
 pub(super) fn choose(loads: &[Load]) -> Option<(Vec<DomainId>, usize)> {
     if loads.iter().any(|load| load.time < GLANCE) {
         return None;
     }
+    spread(loads).or_else(|| take_turns(loads))
+}
+
+/// Domains of the busiest worker that are to go to the least busy one. A worker's time is taken to be spent on its domains
+/// by their frames.
+fn spread(loads: &[Load]) -> Option<(Vec<DomainId>, usize)> {
     let busiest = loads.iter().max_by(|a, b| a.busy.total_cmp(&b.busy))?;
     let (to, idlest) = loads
         .iter()
         .enumerate()
         .min_by(|(_, a), (_, b)| a.busy.total_cmp(&b.busy))?;
-    let frames: u64 = busiest.domains.iter().map(|&(_, frames)| frames).sum();
+    let frames: u64 = busiest.domains.iter().map(|domain| domain.frames).sum();
     let part = |frames_of| busiest.busy * as_float(frames_of) / as_float(frames.max(1));
-    let mut parts: Vec<(DomainId, f64)> = busiest.domains.iter().map(|&(id, n)| (id, part(n))).collect();
+    let mut parts: Vec<(DomainId, f64)> = busiest
+        .domains
+        .iter()
+        .map(|domain| (domain.id, part(domain.frames)))
+        .collect();
     parts.sort_by(|(_, a), (_, b)| b.total_cmp(a));
     let after = |moved: f64| (busiest.busy - moved).max(idlest.busy + moved);
     // One that has much, or as many that have little as it takes.
@@ -56,6 +70,49 @@ pub(super) fn choose(loads: &[Load]) -> Option<(Vec<DomainId>, usize)> {
     (busiest.busy >= MUCH && apart && then <= busiest.busy * LEFT).then_some((ids, to))
 }
 
+/// The domain that has been longest where more of them share a worker than elsewhere, to go where fewer do and have more
+/// each. That need not be better at once: of three on two workers, each is alone for a third of the time.
+fn take_turns(loads: &[Load]) -> Option<(Vec<DomainId>, usize)> {
+    let crowds = || {
+        (0..)
+            .zip(loads)
+            .filter_map(|(worker, load)| Some((worker, Crowd::of(load)?)))
+    };
+    let (_, least) = crowds()
+        .filter(|(_, crowd)| crowd.behind >= BEHIND)
+        .min_by(|(_, a), (_, b)| a.each.total_cmp(&b.each))?;
+    let (to, most) = crowds().max_by(|(_, a), (_, b)| a.each.total_cmp(&b.each))?;
+    let uneven = most.each / least.each;
+    // What is more than their numbers explain is of another kind: it would only be slowed down.
+    let explained = UNEVEN * least.members / most.members;
+    (most.members < least.members && (UNEVEN..explained).contains(&uneven)).then(|| (vec![least.oldest], to))
+}
+
+/// The domains of a worker that have the most to do.
+struct Crowd {
+    members: f64,
+    /// Frames that each of them has moved at most.
+    each: f64,
+    /// The part of their turns after which they had more to do.
+    behind: f64,
+    /// The one that the worker has had for longest.
+    oldest: DomainId,
+}
+
+impl Crowd {
+    fn of(load: &Load) -> Option<Self> {
+        let most = load.domains.iter().map(|domain| domain.frames).max()?;
+        let busy = || load.domains.iter().filter(|domain| domain.frames * 2 > most);
+        let members = as_float(busy().count() as u64);
+        Some(Self {
+            members,
+            each: as_float(most),
+            behind: busy().map(|domain| domain.behind).sum::<f64>() / members,
+            oldest: busy().max_by_key(|domain| domain.stay)?.id,
+        })
+    }
+}
+
 #[expect(clippy::cast_precision_loss, reason = "frames of a second are far below 2^52")]
 fn as_float(frames: u64) -> f64 {
     frames as f64
@@ -64,9 +121,15 @@ fn as_float(frames: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datapath::DomainLoad;
 
     fn load(busy: f64, domains: &[(u64, u64)]) -> Load {
-        let domains = domains.iter().map(|&(id, frames)| (DomainId(id), frames));
+        let domains = domains.iter().map(|&(id, frames)| DomainLoad {
+            id: DomainId(id),
+            frames,
+            behind: 0.0,
+            stay: Duration::ZERO,
+        });
         Load {
             time: Duration::from_secs(1),
             busy,
@@ -132,6 +195,48 @@ mod tests {
         assert_eq!(choose(&[load(0.05, &[(1, 50), (2, 50)]), load(0.0, &[])]), None);
         assert_eq!(choose(&[load(1.0, &[])]), None);
         assert_eq!(choose(&[]), None);
+    }
+
+    /// A worker with these domains, which have so many frames, are so far behind, and have been there for so many seconds.
+    fn crowd(domains: &[(u64, u64, f64, u64)]) -> Load {
+        let domains = domains.iter().map(|&(id, frames, behind, stay)| DomainLoad {
+            id: DomainId(id),
+            frames,
+            behind,
+            stay: Duration::from_secs(stay),
+        });
+        Load {
+            domains: domains.collect(),
+            ..load(0.7, &[])
+        }
+    }
+
+    #[test]
+    fn three_take_turns_on_two_workers() {
+        let loads = [
+            crowd(&[(1, 100, 0.5, 1), (2, 100, 0.5, 2)]),
+            crowd(&[(3, 190, 0.1, 3), (4, 2, 0.0, 9)]),
+        ];
+        assert_eq!(choose(&loads), Some((vec![DomainId(2)], 1)));
+        // The one that comes has been there for less long than the one that was alone.
+        let loads = [
+            crowd(&[(1, 190, 0.2, 2)]),
+            crowd(&[(3, 100, 0.4, 4), (2, 100, 0.4, 1)]),
+        ];
+        assert_eq!(choose(&loads), Some((vec![DomainId(3)], 0)));
+    }
+
+    #[test]
+    fn nobody_takes_turns_for_nothing() {
+        let pair = |behind| crowd(&[(1, 100, behind, 1), (2, 100, behind, 2)]);
+        // They have what they want, there are as many, all have about as much, or it is another kind of work.
+        assert_eq!(choose(&[pair(0.0), crowd(&[(3, 190, 0.1, 3)])]), None);
+        assert_eq!(
+            choose(&[pair(0.5), crowd(&[(3, 190, 0.1, 3), (4, 190, 0.1, 3)])]),
+            None
+        );
+        assert_eq!(choose(&[pair(0.5), crowd(&[(3, 120, 0.1, 3)])]), None);
+        assert_eq!(choose(&[pair(0.5), crowd(&[(3, 1000, 0.1, 3)])]), None);
     }
 
     #[test]

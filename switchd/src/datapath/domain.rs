@@ -12,7 +12,7 @@ use super::capture::{Feed, FeedId};
 use super::flow::{Admission, Egress, LONGEST_HOLD, Verdict};
 use super::port::{Counters, Link, Parcel, Port, Rest, Rx, Tx};
 use super::worker::{Context, Slot, token};
-use super::{NewPort, PortSnapshot, Snapshot};
+use super::{DomainId, DomainLoad, NewPort, PortSnapshot, Snapshot};
 
 mod turns;
 
@@ -31,13 +31,17 @@ pub(crate) struct Domain {
     dumps: Vec<PortId>,
     /// Counters of ports that have left.
     departed: Counters,
-    /// Frames counted when it was last asked how many it had moved.
+    /// Frames counted when it was last asked what there was to do.
     counted: u64,
+    /// Turns since then, and those after which there was more to do.
+    turns: (u32, u32),
+    /// When it came to its worker.
+    arrived: Instant,
     serial: u64,
 }
 
 impl Domain {
-    pub(super) fn new(slot: Slot, settings: fabric::Settings) -> Self {
+    pub(super) fn new(slot: Slot, settings: fabric::Settings, now: Instant) -> Self {
         Self {
             slot,
             fabric: fabric::Domain::new(settings),
@@ -49,6 +53,8 @@ impl Domain {
             dumps: Vec::new(),
             departed: Counters::default(),
             counted: 0,
+            turns: (0, 0),
+            arrived: now,
             serial: 0,
         }
     }
@@ -525,6 +531,7 @@ impl Domain {
     /// Puts everything of it into what the domains of another worker share: what has come since is found at once.
     pub(super) fn arrive(&mut self, slot: Slot, context: &mut Context) {
         self.slot = slot;
+        self.arrived = context.now;
         context.unsent |= !self.feeds.is_empty();
         for id in self.fabric.ports().collect::<Vec<_>>() {
             let Some(port) = self.port_mut(id) else { continue };
@@ -544,12 +551,18 @@ impl Domain {
         }
     }
 
-    /// Frames received and sent since this was last asked.
-    pub(super) fn moved(&mut self) -> u64 {
+    /// What there was to do since this was last asked.
+    pub(super) fn load(&mut self, id: DomainId, now: Instant) -> DomainLoad {
         let ports = self.ports.iter().flatten().map(|port| &port.counters);
         let frames = |counters: &Counters| counters.rx_frames + counters.tx_frames;
         let all = ports.chain([&self.departed]).map(frames).sum();
-        all - std::mem::replace(&mut self.counted, all)
+        let (turns, behind) = std::mem::take(&mut self.turns);
+        DomainLoad {
+            id,
+            frames: all - std::mem::replace(&mut self.counted, all),
+            behind: f64::from(behind) / f64::from(turns.max(1)),
+            stay: now.saturating_duration_since(self.arrived),
+        }
     }
 
     /// Removes all ports.

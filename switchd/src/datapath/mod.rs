@@ -113,8 +113,19 @@ pub(crate) struct Load {
     pub(crate) time: Duration,
     /// The part of the time it was not waiting for frames: from 0 to 1.
     pub(crate) busy: f64,
-    /// Frames received and sent, by domain.
-    pub(crate) domains: Vec<(DomainId, u64)>,
+    pub(crate) domains: Vec<DomainLoad>,
+}
+
+/// What a domain has had to do in that time.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct DomainLoad {
+    pub(crate) id: DomainId,
+    /// Frames received and sent.
+    pub(crate) frames: u64,
+    /// The part of its turns after which there was more to do: from 0 to 1.
+    pub(crate) behind: f64,
+    /// How long the worker has had it.
+    pub(crate) stay: Duration,
 }
 
 /// What all workers have in common.

@@ -492,7 +492,7 @@ impl Worker {
         self.told = false;
         let domains = self.slots.iter().filter_map(|(&id, &slot)| {
             let domain = self.domains.get_mut(slot as usize)?.as_mut()?;
-            Some((id, domain.moved()))
+            Some(domain.load(id, now))
         });
         Load {
             time,
@@ -503,7 +503,7 @@ impl Worker {
 
     fn add(&mut self, id: DomainId, settings: fabric::Settings) {
         let slot = self.free_slot();
-        self.domains[slot as usize] = Some(Domain::new(slot, settings));
+        self.domains[slot as usize] = Some(Domain::new(slot, settings, self.context.now));
         self.slots.insert(id, slot);
     }
 

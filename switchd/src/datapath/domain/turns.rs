@@ -39,6 +39,8 @@ impl Domain {
             }
         }
         self.queued = !self.ready.is_empty();
+        self.turns.0 += 1;
+        self.turns.1 += u32::from(self.queued);
         if self.queued {
             context.ready.push_back(self.slot);
         }
