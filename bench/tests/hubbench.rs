@@ -71,7 +71,7 @@ fn shares_are_measured_for_a_time_of_their_own() {
     let (dir, begin) = (TempDir::new().unwrap(), Instant::now());
     let output = hubbench(
         dir.path(),
-        &["--only", "none", "--round-trips", "0", "--rounds", "1"],
+        &["--only", "none", "--round-trips", "0", "--share-rounds", "1"],
     )
     .args(["--seconds", "100", "--converge", "2", "--share-seconds", "0.25"])
     .output()

@@ -9,7 +9,7 @@ use netio::poll::Interest;
 use tokio::sync::oneshot;
 
 use super::capture::{Feed, FeedId};
-use super::flow::{Admission, Egress, LONGEST_HOLD, Verdict};
+use super::flow::{Admission, Egress, Verdict, is_too_long};
 use super::port::{Counters, Link, Parcel, Port, Rest, Rx, Tx};
 use super::worker::{Context, Slot, token};
 use super::{DomainId, DomainLoad, NewPort, PortSnapshot, Snapshot};
@@ -334,9 +334,8 @@ impl Domain {
             Verdict::Early => return true,
             Verdict::Stuck => self.give_up(egress, DropReason::QueueFull, |_| true, context),
             Verdict::Slow => {
-                // Whoever would be held too long by the end of another hold time is let go now.
-                let end = context.now + context.hold;
-                let too_long = |parcel: &Parcel| end > parcel.since + LONGEST_HOLD;
+                let (now, hold) = (context.now, context.hold);
+                let too_long = |parcel: &Parcel| is_too_long(parcel.since, now, hold);
                 self.give_up(egress, DropReason::QueueFull, too_long, context);
             }
         }

@@ -28,6 +28,9 @@ use fabric::PortId;
 /// frames are not taken for a second (`docs/protocols.md`).
 pub(crate) const LONGEST_HOLD: Duration = Duration::from_millis(500);
 
+/// How often it is looked whether one is about to be, at least.
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
+
 /// Frames each of the ports that wait for another may send it before the next has its turn: a full batch.
 pub(crate) const TURN: usize = 64;
 
@@ -49,8 +52,16 @@ pub(crate) struct Egress {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     Open,
-    Full { since: Instant, taken: u32 },
-    Stuck { until: Instant, writable: bool },
+    /// `taken` is of the hold time that began at `since`.
+    Full {
+        since: Instant,
+        looked: Instant,
+        taken: u32,
+    },
+    Stuck {
+        until: Instant,
+        writable: bool,
+    },
 }
 
 /// What to do with frames for a port.
@@ -91,7 +102,7 @@ impl Egress {
     /// The port refused frames of `ingress`, which now waits for it.
     pub(crate) fn refused(&mut self, ingress: PortId, now: Instant) {
         if self.state == State::Open {
-            self.state = State::Full { since: now, taken: 0 };
+            self.state = full(now);
         }
         self.waiting.push_back(ingress);
     }
@@ -131,21 +142,25 @@ impl Egress {
     /// When [`Egress::check`] is due.
     pub(crate) fn deadline(&self, hold: Duration) -> Option<Instant> {
         match self.state {
-            State::Full { since, .. } => Some(since + hold),
+            State::Full { looked, .. } => Some(looked + look_time(hold)),
             _ => None,
         }
     }
 
     /// Looks whether a hold time is over, and what it has shown.
     pub(crate) fn check(&mut self, now: Instant, hold: Duration) -> Verdict {
-        let State::Full { since, taken } = self.state else {
+        let State::Full { since, looked, taken } = &mut self.state else {
             return Verdict::Open;
         };
-        if now < since + hold {
+        if now < *looked + look_time(hold) {
             return Verdict::Early;
         }
-        if taken >= LEAST_TAKEN {
-            self.state = State::Full { since: now, taken: 0 };
+        *looked = now;
+        if now < *since + hold {
+            return Verdict::Slow;
+        }
+        if *taken >= LEAST_TAKEN {
+            self.state = full(now);
             self.bypass_factor = 0;
             return Verdict::Slow;
         }
@@ -158,16 +173,36 @@ impl Egress {
     }
 }
 
+/// A port that others wait for from now on.
+fn full(now: Instant) -> State {
+    State::Full {
+        since: now,
+        looked: now,
+        taken: 0,
+    }
+}
+
+/// The time from one look at a port that others wait for to the next.
+fn look_time(hold: Duration) -> Duration {
+    hold.min(LONGEST_LOOK)
+}
+
+/// True if a port that has been held back since then would be for too long by the next look.
+pub(crate) fn is_too_long(since: Instant, now: Instant, hold: Duration) -> bool {
+    now + look_time(hold) > since + LONGEST_HOLD
+}
+
 /// What [`Egress::check`] has found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
     /// Nobody waits.
     Open,
-    /// The hold time is not over.
+    /// It is not time yet for another look.
     Early,
-    /// It is over; the port takes frames, if not fast, and has another one.
+    /// The hold time is not over, or the port takes frames, if not fast, and has another one. Who has waited for too long is
+    /// to be let go.
     Slow,
-    /// It is over, and the port has hardly taken a frame: whoever waits is to be let go.
+    /// The hold time is over, and the port has hardly taken a frame: whoever waits is to be let go.
     Stuck,
 }
 
@@ -221,6 +256,29 @@ mod tests {
         egress.took(63);
         now += HOLD;
         assert_eq!(egress.check(now, HOLD), Verdict::Stuck);
+    }
+
+    #[test]
+    fn nobody_is_let_go_before_it_has_waited_for_long() {
+        let (start, hold) = (Instant::now(), LONGEST_HOLD);
+        let mut egress = Egress::new();
+        egress.refused(PortId(1), start);
+        let mut now = start;
+        for _ in 0..20 {
+            // A slow reader: each that waits has its turn within 10 ms.
+            egress.took(64);
+            assert_eq!(egress.check(now + LONGEST_LOOK / 2, hold), Verdict::Early);
+            now += LONGEST_LOOK;
+            assert_eq!(egress.check(now, hold), Verdict::Slow);
+            assert!(!is_too_long(now - Duration::from_millis(10), now, hold));
+            assert!(is_too_long(now - Duration::from_millis(401), now, hold));
+        }
+        for _ in 0..4 {
+            now += LONGEST_LOOK;
+            assert_eq!(egress.check(now, hold), Verdict::Slow);
+        }
+        now += LONGEST_LOOK;
+        assert_eq!(egress.check(now, hold), Verdict::Stuck);
     }
 
     #[test]
