@@ -334,8 +334,8 @@ impl Domain {
             Verdict::Early => return true,
             Verdict::Stuck => self.give_up(egress, DropReason::QueueFull, |_| true, context),
             Verdict::Slow => {
-                let (now, hold) = (context.now, context.hold);
-                let too_long = |parcel: &Parcel| is_too_long(parcel.since, now, hold);
+                let now = context.now;
+                let too_long = |parcel: &Parcel| is_too_long(parcel.since, now);
                 self.give_up(egress, DropReason::QueueFull, too_long, context);
             }
         }
