@@ -38,14 +38,15 @@ measure() {
         await test -S "$dir/vde/ctl"
         word="eth0=vde,$dir/vde,02:00:00:00:00:0@" ;;
     daemon | vde | vhost | bess | bess9000 | tap)
-        start_switchd "--workers 1" --mtu 9000
+        [ $kind != bess9000 ] || mtu=9000
+        start_switchd "--workers 1" --mtu $mtu
         case $kind in
         daemon) word="eth0=daemon,02:00:00:00:00:0@,unix,$at.cnct" ;;
         vde) word="eth0=vde,$at.vde,02:00:00:00:00:0@" ;;
         vhost) word=virtio_uml.device=$at.vhost:1 ;;
         # As vstart has it.
         bess | tap) word=vec0:transport=bess,dst=$at.bess,mac=02:00:00:00:00:0@,depth=256 ;;
-        bess9000) word=vec0:transport=bess,dst=$at.bess,mac=02:00:00:00:00:0@,mtu=9000 mtu=9000 ;;
+        bess9000) word=vec0:transport=bess,dst=$at.bess,mac=02:00:00:00:00:0@,mtu=9000 ;;
         esac
         if [ $kind = tap ]; then
             guests=2
