@@ -162,10 +162,8 @@ async fn attach(
     client: &Client,
 ) -> Result<oneshot::Receiver<Infallible>, Refusal> {
     let Client { peer, request, entry } = client;
-    let queue = match entry {
-        Entry::Uml if is_dump(request) => SOCKET_BUFFER,
-        _ => domain.queue_bytes(),
-    };
+    let dump = *entry == Entry::Uml && is_dump(request);
+    let queue = if dump { SOCKET_BUFFER } else { domain.queue_bytes() };
     let (link, reply) = if request.version == Version::V0 {
         let inbound = domain.shared_socket()?.route(request.client)?;
         (
@@ -181,7 +179,7 @@ async fn attach(
         (uml::Link::new(socket), Some(address))
     };
     let (link, socket) = match entry {
-        Entry::Uml if is_dump(request) => (Link::Dump(link), Some(&domain.sockets.control)),
+        Entry::Uml if dump => (Link::Dump(link), Some(&domain.sockets.control)),
         Entry::Uml => (Link::Uml(link), Some(&domain.sockets.control)),
         Entry::Vde => (Link::Vde(link), domain.sockets.vde.as_ref()),
     };

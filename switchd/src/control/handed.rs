@@ -25,7 +25,7 @@ pub(super) async fn add(place: Place<'_>, name: &str, fd: Option<OwnedFd>) -> Re
     let kept = fd
         .try_clone()
         .map_err(|error| failed(format!("cannot attach {name}: {error}")))?;
-    let link = link(fd).map_err(|error| {
+    let link = link(fd, place.domain.queue_bytes()).map_err(|error| {
         let hint = match error.raw_os_error() {
             Some(libc::ENOTSOCK) => "\nhint: it must be one end of a socketpair, or another connected socket",
             _ => "",
@@ -38,14 +38,16 @@ pub(super) async fn add(place: Place<'_>, name: &str, fd: Option<OwnedFd>) -> Re
 }
 
 /// A record or a datagram is a frame; in a byte stream each frame stands behind its length.
-fn link(fd: OwnedFd) -> io::Result<Link> {
+fn link(fd: OwnedFd, queue: usize) -> io::Result<Link> {
     let socket = SockRef::from(&fd);
     let (kind, domain) = (socket.r#type()?, socket.domain()?);
     // Neither a listener nor a socket that leads nowhere.
     socket.peer_addr()?;
     socket.set_nonblocking(true)?;
-    if domain == Domain::UNIX {
-        netio::unix::set_buffers(&fd, SOCKET_BUFFER)?;
+    match (kind, domain) {
+        (Type::SEQPACKET | Type::DGRAM, Domain::UNIX) => netio::unix::set_queue(&fd, queue)?,
+        (_, Domain::UNIX) => netio::unix::set_buffers(&fd, SOCKET_BUFFER)?,
+        _ => {}
     }
     match (kind, domain) {
         (Type::SEQPACKET, Domain::UNIX) => Ok(Link::Fd(bess::Link::new(fd))),

@@ -17,8 +17,8 @@ use super::vhost::VhostError;
 /// A client that has connected has so long to send its request.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 
-/// Bytes of socket buffer where nobody waits for the other end, as far as the system allows (`net.core.wmem_max`): what does
-/// not fit is lost.
+/// Bytes of socket buffer of what is not a client's, as cables, wires and uplinks, and of dump ports, which nobody waits for;
+/// as far as the system allows (`net.core.wmem_max`).
 pub(super) const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 
 /// Frames of an ordinary length that wait for a client to be read: some vectors, so that neither has to wait for the other

@@ -9,7 +9,7 @@ use netio::poll::Interest;
 use tokio::sync::oneshot;
 
 use super::capture::{Feed, FeedId};
-use super::flow::{Admission, Egress, Verdict, is_too_long};
+use super::flow::{Admission, Egress, LONGEST_HOLD, Verdict};
 use super::port::{Counters, Link, Parcel, Port, Rest, Rx, Tx};
 use super::worker::{Context, Slot, token};
 use super::{DomainId, DomainLoad, NewPort, PortSnapshot, Snapshot};
@@ -334,8 +334,9 @@ impl Domain {
             Verdict::Early => return true,
             Verdict::Stuck => self.give_up(egress, DropReason::QueueFull, |_| true, context),
             Verdict::Slow => {
-                let now = context.now;
-                let too_long = |parcel: &Parcel| is_too_long(parcel.since, now);
+                // Whoever would be held too long by the next look is let go now.
+                let next = self.deadline(egress, context.hold);
+                let too_long = |parcel: &Parcel| next > Some(parcel.since + LONGEST_HOLD);
                 self.give_up(egress, DropReason::QueueFull, too_long, context);
             }
         }

@@ -24,12 +24,12 @@ use std::time::{Duration, Instant};
 
 use fabric::PortId;
 
-/// No ingress port is left unread longer than this (and a look), whatever the setting: a vector guest of Linux 6.1 panics when its
+/// No ingress port is left unread longer than this, whatever the setting: a vector guest of Linux 6.1 panics when its
 /// frames are not taken for a second (`docs/protocols.md`).
 pub(crate) const LONGEST_HOLD: Duration = Duration::from_millis(500);
 
-/// How often it is looked whether one has been, at least.
-const LONGEST_LOOK: Duration = Duration::from_millis(50);
+/// How often it is looked whether one is about to be, at least.
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
 
 /// Frames each of the ports that wait for another may send it before the next has its turn: a full batch.
 pub(crate) const TURN: usize = 64;
@@ -142,24 +142,25 @@ impl Egress {
     /// When [`Egress::check`] is due.
     pub(crate) fn deadline(&self, hold: Duration) -> Option<Instant> {
         match self.state {
-            State::Full { looked, .. } => Some(looked + look_time(hold)),
+            State::Full { since, looked, .. } => Some((looked + LONGEST_LOOK).min(since + hold)),
             _ => None,
         }
     }
 
     /// Looks whether a hold time is over, and what it has shown.
     pub(crate) fn check(&mut self, now: Instant, hold: Duration) -> Verdict {
-        let State::Full { since, looked, taken } = &mut self.state else {
+        let State::Full { since, taken, .. } = self.state else {
             return Verdict::Open;
         };
-        if now < *looked + look_time(hold) {
+        if self.deadline(hold).is_some_and(|due| now < due) {
             return Verdict::Early;
         }
-        *looked = now;
-        if now < *since + hold {
+        if now < since + hold {
+            let looked = now;
+            self.state = State::Full { since, looked, taken };
             return Verdict::Slow;
         }
-        if *taken >= LEAST_TAKEN {
+        if taken >= LEAST_TAKEN {
             self.state = full(now);
             self.bypass_factor = 0;
             return Verdict::Slow;
@@ -182,16 +183,6 @@ fn full(now: Instant) -> State {
     }
 }
 
-/// The time from one look at a port that others wait for to the next.
-fn look_time(hold: Duration) -> Duration {
-    hold.min(LONGEST_LOOK)
-}
-
-/// True if a port that has been held back since then is to be let go.
-pub(crate) fn is_too_long(since: Instant, now: Instant) -> bool {
-    now >= since + LONGEST_HOLD
-}
-
 /// What [`Egress::check`] has found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
@@ -199,8 +190,8 @@ pub(crate) enum Verdict {
     Open,
     /// It is not time yet for another look.
     Early,
-    /// The hold time is not over, or the port takes frames, if not fast, and has another one. Who has waited for too long is
-    /// to be let go.
+    /// The hold time is not over, or the port takes frames, if not fast, and has another one. Whoever would wait for too
+    /// long by the next look is to be let go.
     Slow,
     /// The hold time is over, and the port has hardly taken a frame: whoever waits is to be let go.
     Stuck,
@@ -218,7 +209,7 @@ mod tests {
         let mut egress = Egress::new();
         egress.refused(PortId(1), start);
         assert_eq!(egress.admit(start), Admission::Wait);
-        assert_eq!(egress.check(start + HOLD / 4, HOLD), Verdict::Early);
+        assert_eq!(egress.check(start + HOLD / 2, HOLD), Verdict::Early);
         assert_eq!(egress.check(start + HOLD, HOLD), Verdict::Stuck);
         assert_eq!(egress.check(start + HOLD * 2, HOLD), Verdict::Open);
         assert_eq!(egress.admit(start + HOLD * 50), Admission::Bypass);
@@ -259,28 +250,39 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_let_go_before_it_has_waited_for_long() {
+    fn it_is_looked_often_whether_somebody_waits_for_too_long() {
         let (start, hold) = (Instant::now(), LONGEST_HOLD);
+        // Looks are late, as timers are.
+        let late = Duration::from_micros(300);
         let mut egress = Egress::new();
         egress.refused(PortId(1), start);
-        let mut now = start;
         for _ in 0..20 {
-            // A slow reader: each that waits has its turn within 10 ms.
             egress.took(64);
-            assert_eq!(egress.check(now + LONGEST_LOOK / 2, hold), Verdict::Early);
-            now += LONGEST_LOOK;
-            assert_eq!(egress.check(now, hold), Verdict::Slow);
-            assert!(!is_too_long(now - Duration::from_millis(10), now));
+            let due = egress.deadline(hold).unwrap();
+            assert_eq!(egress.check(due - late, hold), Verdict::Early);
+            assert_eq!(egress.check(due + late, hold), Verdict::Slow);
+            // Who has waited for a moment can wait until the next look.
+            assert!(egress.deadline(hold).unwrap() <= due + late + LONGEST_LOOK);
         }
-        // Then it stops, and who waits is let go because of that, not one by one before.
-        let stopped = now;
-        while now + LONGEST_LOOK < stopped + hold {
-            now += LONGEST_LOOK;
-            assert_eq!(egress.check(now, hold), Verdict::Slow);
-            assert!(!is_too_long(stopped, now));
+    }
+
+    #[test]
+    fn who_waits_for_a_port_that_takes_nothing_waits_for_the_whole_hold_time() {
+        let (start, hold) = (Instant::now(), LONGEST_HOLD);
+        let late = Duration::from_micros(300);
+        let mut egress = Egress::new();
+        egress.refused(PortId(1), start);
+        loop {
+            let due = egress.deadline(hold).unwrap();
+            assert!(due <= start + hold, "it would be let go before");
+            match egress.check(due + late, hold) {
+                Verdict::Slow => {}
+                verdict => {
+                    assert_eq!((verdict, due), (Verdict::Stuck, start + hold));
+                    return;
+                }
+            }
         }
-        now += LONGEST_LOOK;
-        assert_eq!(egress.check(now, hold), Verdict::Stuck);
     }
 
     #[test]
