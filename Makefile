@@ -34,7 +34,7 @@ test: setup
 	$(CARGO) xtask test
 
 # switchd beside Debian's uml_switch and vde_switch and the kernel's bridge, and many domains in one process: tables go
-# to bench/README.md, a drawing to bench/rates.svg. Twenty minutes. Without root, what needs taps is left out.
+# to bench/README.md, a drawing to bench/rates.svg. Half an hour at most. Without root, what needs taps is left out.
 bench: setup
 	$(CARGO) build --release -p bench -p switchd -p vstart
 	mkdir -p target/bench

@@ -114,8 +114,7 @@ impl Section {
         let Some(first) = self.rows.first() else {
             return text + "No cell was measured.\n";
         };
-        let mut heading = String::from("| mode | ports | traffic | bytes |");
-        let mut rule = String::from("| --- | ---: | --- | ---: |");
+        let (mut heading, mut rule) = (CELL_HEADING.to_owned(), CELL_RULE.to_owned());
         for (i, score) in first.scores.iter().enumerate() {
             _ = write!(heading, " {} frames/s | lost % | µs |", score.switch);
             rule += " ---: | ---: | ---: |";
@@ -145,10 +144,10 @@ impl Section {
             return String::new();
         };
         let mut text = format!(
-            "By {}'s rate with {}, as it is on a host that nobody has set up:\n\n| mode | ports | traffic | bytes |",
+            "By {}'s rate with {}, as it is on a host that nobody has set up:\n\n{CELL_HEADING}",
             known.switch, host.max_dgram_qlen
         );
-        let mut rule = String::from("| --- | ---: | --- | ---: |");
+        let mut rule = CELL_RULE.to_owned();
         for score in self.rows.iter().take(1).flat_map(|row| &row.scores) {
             _ = write!(text, " {} |", score.switch);
             rule += " ---: |";
@@ -197,6 +196,10 @@ fn row_markdown(row: &Row) -> String {
     }
     line
 }
+
+/// The columns of [`cell_markdown`].
+const CELL_HEADING: &str = "| mode | ports | traffic | bytes |";
+const CELL_RULE: &str = "| --- | ---: | --- | ---: |";
 
 /// The first columns: what was measured.
 fn cell_markdown(row: &Row) -> String {

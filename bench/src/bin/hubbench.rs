@@ -20,7 +20,7 @@ use clap::Parser;
 
 const EXAMPLES: &str = "\
 Examples:
-  hubbench                                 everything, about twenty minutes
+  hubbench                                 everything, half an hour at most
   hubbench --only hub/2/unicast/1514       one cell
   hubbench --only /flood/ --rounds 5 --queue-length 0
   hubbench --only none --round-trips 0 --many-domains 1000
