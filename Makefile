@@ -38,7 +38,7 @@ test: setup
 bench: setup
 	$(CARGO) build --release -p bench -p switchd -p vstart
 	mkdir -p target/bench
-	target/release/hubbench --seconds 0.3 --patience 0.5 --many-domains 1000 --converge 8 --busy-domains --json \
+	target/release/hubbench --seconds 0.4 --rounds 5 --patience 0.5 --many-domains 1000 --converge 8 --busy-domains --json \
 	    --readme bench/README.md >target/bench/hubbench.json
 	target/release/guestbench --rounds 3 --readme bench/README.md
 	BIN=target/release bench/gains.sh 1 3 >target/bench/gains.md

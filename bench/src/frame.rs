@@ -28,7 +28,7 @@ const LENGTH: Range<usize> = 24..26;
 const SEQUENCE: Range<usize> = 26..34;
 const CHECK: Range<usize> = 34..42;
 /// Bytes of a frame in front of its pattern.
-pub const HEAD_BYTES: usize = 42;
+const HEAD_BYTES: usize = 42;
 
 const MAGIC_BYTES: [u8; 4] = *b"hubl";
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
@@ -100,27 +100,19 @@ impl Codec {
         Self { run, noise: &NOISE }
     }
 
-    /// Makes a frame of `len` bytes, in two parts: what is in front, and the pattern, which need not be copied.
+    /// Writes a whole frame into `buffer`, which is as long as the frame.
     ///
     /// # Panics
     /// If the frame is shorter than [`SHORTEST`] or longer than [`LONGEST`].
-    pub fn make(&self, len: usize, to: To, seen: Seen) -> ([u8; HEAD_BYTES], &[u8]) {
+    pub fn write(&self, buffer: &mut [u8], to: To, seen: Seen) {
+        let len = buffer.len();
         assert!(
             (SHORTEST..=LONGEST).contains(&len),
             "a frame has 60 to 9018 bytes"
         );
         let check = self.check(seen, len);
-        (self.head(to, seen, len, check), self.pattern(check, len))
-    }
-
-    /// Writes a whole frame into `buffer`, which is as long as the frame.
-    ///
-    /// # Panics
-    /// As [`Codec::make`].
-    pub fn write(&self, buffer: &mut [u8], to: To, seen: Seen) {
-        let (head, pattern) = self.make(buffer.len(), to, seen);
-        buffer[..HEAD_BYTES].copy_from_slice(&head);
-        buffer[HEAD_BYTES..].copy_from_slice(pattern);
+        buffer[..HEAD_BYTES].copy_from_slice(&self.head(to, seen, len, check));
+        buffer[HEAD_BYTES..].copy_from_slice(self.pattern(check, len));
     }
 
     /// Reads a frame of `len` bytes that was sent to whom `to` says for its sender.

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, UnixAddr, recv, sendmmsg};
 
 use crate::flow::Flow;
-use crate::frame::{Bad, Codec, HEAD_BYTES, HELLO, LONGEST, SHORTEST, Seen, To};
+use crate::frame::{Bad, Codec, HELLO, LONGEST, SHORTEST, Seen, To};
 use crate::load::{Calls, Full, Load, LoadError};
 use crate::port::Port;
 use crate::stop::Stop;
@@ -263,6 +263,7 @@ pub(crate) fn send(shared: &Shared, number: u16) -> Sent {
 pub(crate) struct Outbox {
     headers: MultiHeaders<UnixAddr>,
     to: [Option<UnixAddr>; SEND_VECTOR],
+    frames: Vec<u8>,
 }
 
 impl Outbox {
@@ -271,11 +272,11 @@ impl Outbox {
         Self {
             headers: MultiHeaders::preallocate(SEND_VECTOR, None),
             to: [port.switch().copied(); SEND_VECTOR],
+            frames: vec![0; SEND_VECTOR * LONGEST],
         }
     }
 
-    /// Sends `count` frames, numbered from `first` on; returns how many the switch has taken. The kernel gathers each
-    /// from its two parts.
+    /// Sends `count` frames, numbered from `first` on; returns how many the switch has taken.
     pub(crate) fn offer(
         &mut self,
         shared: &Shared,
@@ -290,19 +291,15 @@ impl Outbox {
             Full::Refuse => MsgFlags::MSG_DONTWAIT,
         };
         let seen = |sequence| Seen { sender, sequence };
+        for (sequence, frame) in (first..).zip(self.frames.chunks_exact_mut(size).take(count)) {
+            shared.codec.write(frame, to, seen(sequence));
+        }
         if count == 1 {
-            let mut frame = [0; LONGEST];
-            shared.codec.write(&mut frame[..size], to, seen(first));
-            return port.send(&frame[..size], flags).map(|()| 1);
+            return port.send(&self.frames[..size], flags).map(|()| 1);
         }
-        let mut parts = [([0; HEAD_BYTES], &[][..]); SEND_VECTOR];
-        for (sequence, part) in (first..).zip(&mut parts[..count]) {
-            *part = shared.codec.make(size, to, seen(sequence));
-        }
-        let slices: [_; SEND_VECTOR] = array::from_fn(|i| {
-            let (head, pattern) = &parts[i];
-            [IoSlice::new(head), IoSlice::new(pattern)]
-        });
+        let mut frames = self.frames.chunks_exact(size);
+        let slices: [_; SEND_VECTOR] =
+            array::from_fn(|_| [IoSlice::new(frames.next().expect("room for a vector"))]);
         sendmmsg(
             port.as_raw_fd(),
             &mut self.headers,
