@@ -24,7 +24,7 @@ pub struct Machine {
     pub memory_mib: u64,
     /// Release of the kernel.
     pub kernel: String,
-    /// Commit of the source, `-dirty` if it was changed since; empty outside a clone.
+    /// Commit of the source, `-dirty` if more than results was changed since; empty outside a clone.
     pub commit: String,
     /// When, in UTC.
     pub date: String,
@@ -47,7 +47,7 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_mib: kib / 1024,
             kernel: first("/proc/sys/kernel/osrelease", ""),
-            commit: said("git", &["describe", "--always", "--dirty", "--abbrev=10"]),
+            commit: commit(),
             date: said("date", &["-u", "+%Y-%m-%d"]),
         }
     }
@@ -97,6 +97,24 @@ pub fn queue_length() -> io::Result<u32> {
 pub fn enter_namespace(queue_length: u32) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     fs::write(QUEUE_LENGTH, queue_length.to_string())
+}
+
+fn commit() -> String {
+    let mut commit = said("git", &["describe", "--always", "--abbrev=10"]);
+    // The first table of a run that goes to a file must not make the others' source another one.
+    let changed = [
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ":/",
+        ":/!bench/README.md",
+        ":/!bench/rates.svg",
+    ];
+    if !said("git", &changed).is_empty() {
+        commit.push_str("-dirty");
+    }
+    commit
 }
 
 fn said(program: &str, args: &[&str]) -> String {
