@@ -127,6 +127,8 @@ pub(crate) enum Gain {
     Batches,
     /// A short look before sleep: for room while senders are held back, for answers, for more frames of a guest
     Look,
+    /// Ports of a busy worker that an idle one reads
+    Help,
     /// Super-frames and unfinished checksums at tap devices
     Offload,
 }

@@ -124,6 +124,9 @@ pub(crate) fn start_workers(
     if without.contains(&Gain::Look) {
         common = common.without_look();
     }
+    if without.contains(&Gain::Help) {
+        common = common.without_help();
+    }
     if without.contains(&Gain::Batches) {
         common = common.without_batches();
     }

@@ -2,18 +2,19 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fabric::{Batch, DropReason, Fdb, FrameSet, Guard, MacAddr, PortId, Range};
-use netio::poll::Interest;
 use tokio::sync::oneshot;
 
 use super::capture::{Feed, FeedId};
 use super::flow::{Admission, Egress, LONGEST_HOLD, Verdict};
 use super::port::{Counters, Link, Parcel, Port, Rest, Rx, Tx};
-use super::worker::{Context, Slot, token};
+use super::worker::{Context, Helped, Slot, token};
 use super::{DomainId, DomainLoad, NewPort, PortSnapshot, Snapshot};
 
+mod share;
 mod turns;
 
 /// A domain and everything it owns.
@@ -33,6 +34,8 @@ pub(crate) struct Domain {
     departed: Counters,
     /// Frames counted when it was last asked what there was to do.
     counted: u64,
+    /// The same, for [`Domain::most`].
+    marked: u64,
     /// Turns since then, and those after which there was more to do.
     turns: (u32, u32),
     /// When it came to its worker.
@@ -53,6 +56,7 @@ impl Domain {
             dumps: Vec::new(),
             departed: Counters::default(),
             counted: 0,
+            marked: 0,
             turns: (0, 0),
             arrived: now,
             serial: 0,
@@ -68,7 +72,7 @@ impl Domain {
         port.queued = false;
         let buffers = port.link.buffers(self.fabric.longest_frame());
         let mut parcel = context.pool.take(buffers, context.now);
-        let rx = port.link.rx(&mut parcel.batch);
+        let rx = port.rx(&mut parcel.batch, &context.poller, token(self.slot, ingress));
         port.readable = matches!(rx, Rx::More);
         // Captures and guards look at whole frames.
         let examined = !self.feeds.is_empty() || !self.guard.is_empty();
@@ -396,18 +400,9 @@ impl Domain {
             }
             return;
         }
-        if wanted == port.armed {
-            return;
-        }
-        let (fd, interest) = match (port.link.fds(), wanted) {
-            ((_, Some(tx)), true) => (tx, Interest::Write),
-            ((_, Some(tx)), false) => (tx, Interest::Nothing),
-            ((rx, None), true) => (rx, Interest::ReadWrite),
-            ((rx, None), false) => (rx, Interest::Read),
-        };
-        match context.poller.modify(fd, token(slot, id), interest) {
-            Ok(()) => port.armed = wanted,
-            Err(error) => tracing::error!("cannot watch port {id}: {error}"),
+        if wanted != port.armed {
+            port.armed = wanted;
+            port.watch(&context.poller, token(slot, id));
         }
     }
 
@@ -442,6 +437,8 @@ impl Domain {
             identity,
             serial: self.serial,
             counters: Counters::default(),
+            marked: 0,
+            help: None,
             egress: Egress::new(),
             held: None,
             readable: false,
@@ -462,6 +459,9 @@ impl Domain {
         match self.port_mut(id) {
             Some(port) => {
                 port.closing = Some(done);
+                if let Some(help) = &port.help {
+                    help.end();
+                }
                 port.link.finish();
                 port.readable = true;
                 self.enqueue(id, context);
@@ -476,6 +476,9 @@ impl Domain {
         let Some(mut port) = self.ports.get_mut(id.index()).and_then(Option::take) else {
             return;
         };
+        if let Some(help) = port.help.take() {
+            help.end();
+        }
         if let Some(parcel) = port.held.take() {
             for &(egress, rest) in &parcel.owed {
                 self.discard(&parcel.batch, rest.frames, egress, DropReason::Detached, context);
@@ -515,10 +518,14 @@ impl Domain {
             ports.retain(|&(domain, _)| domain != slot);
         }
         roomy.retain(|&(domain, _)| domain != slot);
+        context.helped.retain(|helped| helped.slot != slot);
         for (index, port) in self.ports.iter_mut().enumerate() {
             let Some(port) = port else { continue };
             port.queued = false;
             port.armed = false;
+            if let Some(help) = &port.help {
+                help.end();
+            }
             if let Some(parcel) = &port.held {
                 context.pool.let_go(parcel);
             }
@@ -546,6 +553,11 @@ impl Domain {
             if port.egress.is_full() {
                 context.full.push((slot, id));
             }
+            if let Some(help) = &port.help {
+                context
+                    .helped
+                    .push(Helped::new(slot, id, Arc::clone(help), context.now));
+            }
             self.watch_room(id, context);
             self.readable(id, context);
         }
@@ -553,9 +565,7 @@ impl Domain {
 
     /// What there was to do since this was last asked.
     pub(super) fn load(&mut self, id: DomainId, now: Instant) -> DomainLoad {
-        let ports = self.ports.iter().flatten().map(|port| &port.counters);
-        let frames = |counters: &Counters| counters.rx_frames + counters.tx_frames;
-        let all = ports.chain([&self.departed]).map(frames).sum();
+        let all = self.frames();
         let (turns, behind) = std::mem::take(&mut self.turns);
         DomainLoad {
             id,
@@ -563,6 +573,13 @@ impl Domain {
             behind: f64::from(behind) / f64::from(turns.max(1)),
             stay: now.saturating_duration_since(self.arrived),
         }
+    }
+
+    /// Frames received and sent by all ports, those that have left included.
+    fn frames(&self) -> u64 {
+        let ports = self.ports.iter().flatten().map(|port| &port.counters);
+        let frames = |counters: &Counters| counters.rx_frames + counters.tx_frames;
+        ports.chain([&self.departed]).map(frames).sum()
     }
 
     /// Removes all ports.

@@ -13,6 +13,7 @@ pub(crate) mod bess;
 pub(crate) mod capture;
 mod domain;
 mod flow;
+mod help;
 pub(crate) mod nic;
 mod pool;
 pub(crate) mod port;
@@ -27,18 +28,17 @@ mod worker;
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fabric::{MacAddr, PortId, Range, StaticError};
 use netio::poll::{Interest, Poller};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Notify, oneshot};
 
 pub(crate) use flow::LONGEST_HOLD;
+use help::{Bell, Helper};
 use port::{Counters, Identity, Link};
 use worker::{LOOK, WAKE, Worker};
 
@@ -81,6 +81,8 @@ pub(crate) enum Command {
     Expect(DomainId),
     /// The domain that was expected; none if it is gone.
     Adopt(DomainId, Option<Box<domain::Domain>>),
+    /// Reads a port of another worker for it.
+    Help(Box<Helper>),
     Load(oneshot::Sender<Load>),
     Stop,
 }
@@ -101,7 +103,7 @@ impl Command {
             | Self::AddCapture(id, _)
             | Self::RemoveCapture(id, _)
             | Self::Move(id, _) => Some(id),
-            Self::Expect(_) | Self::Adopt(..) | Self::Load(_) | Self::Stop => None,
+            Self::Expect(_) | Self::Adopt(..) | Self::Help(_) | Self::Load(_) | Self::Stop => None,
         }
     }
 }
@@ -143,6 +145,8 @@ pub(crate) struct Common {
     epoch: Instant,
     /// Told when a worker was busy for a tenth of a second or more.
     busy: Arc<Notify>,
+    /// All workers that may help each other; none if they are not to.
+    crew: Option<Arc<Mutex<Vec<Mailbox>>>>,
 }
 
 impl Common {
@@ -154,6 +158,7 @@ impl Common {
             frames: fabric::BATCH_FRAMES,
             epoch: Instant::now(),
             busy: Arc::default(),
+            crew: Some(Arc::default()),
         }
     }
 
@@ -169,6 +174,17 @@ impl Common {
             poll: Duration::ZERO,
             ..self
         }
+    }
+
+    /// The same for workers that do not read each other's ports.
+    pub(crate) fn without_help(self) -> Self {
+        Self { crew: None, ..self }
+    }
+
+    /// A worker that may help another one.
+    fn helper(&self, is_idle: impl Fn(&Bell) -> bool) -> Option<Mailbox> {
+        let crew = self.crew.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        crew.iter().find(|mailbox| is_idle(&mailbox.bell)).cloned()
     }
 
     /// The same for workers that move one frame with a system call.
@@ -196,18 +212,17 @@ pub(crate) struct PortSnapshot {
 }
 
 /// Where a worker gets its commands.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Mailbox {
     commands: Sender<Command>,
-    wake: Arc<EventFd>,
+    bell: Arc<Bell>,
 }
 
 impl Mailbox {
     /// Hands a command over. If the worker has stopped, the command's answer is dropped.
     fn send(&self, command: Command) {
         if self.commands.send(command).is_ok() {
-            // It can only fail when the counter is full, and then the worker is about to wake anyway.
-            let _ = self.wake.write(1);
+            self.bell.ring();
         }
     }
 }
@@ -222,19 +237,25 @@ pub(crate) struct Handle {
 impl Handle {
     /// Starts a worker thread.
     pub(crate) fn start(number: usize, common: &Common) -> io::Result<Self> {
-        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let bell = Arc::new(Bell::new()?);
         let poller = Poller::new()?;
-        poller.add(wake.as_fd(), WAKE, Interest::Read)?;
+        poller.add(bell.fd(), WAKE, Interest::Read)?;
         let (commands, inbox) = channel();
-        let worker = Worker::new(poller, inbox, common.clone());
+        let mailbox = Mailbox {
+            commands,
+            bell: Arc::clone(&bell),
+        };
+        if let Some(crew) = &common.crew {
+            crew.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(mailbox.clone());
+        }
+        let worker = Worker::new(poller, inbox, bell, common.clone());
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(|| worker.run())?;
         Ok(Self {
-            mailbox: Mailbox {
-                commands,
-                wake: Arc::new(wake),
-            },
+            mailbox,
             busy: Arc::clone(&common.busy),
             thread: Some(thread),
         })

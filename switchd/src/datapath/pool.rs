@@ -60,6 +60,11 @@ impl Pool {
         }
     }
 
+    /// A batch with such buffers that is not one of the pool's.
+    pub(super) fn make(&self, buffers: Buffers) -> Batch {
+        buffers.batch(self.frames)
+    }
+
     /// Takes a parcel back that nobody is owed any more.
     pub(super) fn put(&mut self, mut parcel: Parcel) {
         parcel.owed.clear();

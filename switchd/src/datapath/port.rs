@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use fabric::{Batch, DropReason, Drops, FrameSet, Offloads, PortId};
@@ -12,6 +13,7 @@ use proto::ctl::Peer;
 use tokio::sync::oneshot;
 
 use super::flow::{Egress, TURN};
+use super::help::Help;
 use super::worker::ROOM;
 use super::{bess, nic, stream, tap, uml, vhost, wire};
 
@@ -206,6 +208,17 @@ impl Link {
         tx.map_or(Ok(()), |tx| poller.remove(tx)).and(removed)
     }
 
+    /// Another that gives the same frames, if they are read with one system call for many and need nothing else.
+    pub(super) fn reader(&self) -> Option<io::Result<Self>> {
+        let (rx, None) = self.fds() else { return None };
+        let duplicate = || rx.try_clone_to_owned();
+        match self {
+            Self::Uml(_) | Self::Vde(_) => Some(duplicate().map(|fd| Self::Uml(uml::Link::new(fd.into())))),
+            Self::Bess(_) => Some(duplicate().map(|fd| Self::Bess(bess::Link::new(fd)))),
+            _ => None,
+        }
+    }
+
     /// What may be left undone on frames that go out there.
     fn offloads(&self) -> Offloads {
         match self {
@@ -370,6 +383,10 @@ pub(crate) struct Port {
     pub(crate) serial: u64,
     pub(crate) counters: Counters,
     pub(crate) egress: Egress,
+    /// Another worker that reads it.
+    pub(super) help: Option<Arc<Help>>,
+    /// Frames received when it was last asked which port receives most.
+    pub(super) marked: u64,
     /// What others have not taken yet of the last batch received here.
     pub(crate) held: Option<Parcel>,
     /// There may be something to read.
@@ -389,6 +406,33 @@ pub(crate) struct Port {
 }
 
 impl Port {
+    /// Fills the batch with what has arrived, from another worker that reads the port as long as one does.
+    pub(super) fn rx(&mut self, batch: &mut Batch, poller: &Poller, token: u64) -> Rx {
+        if let Some(help) = &self.help {
+            if let Some(rx) = help.rx(batch) {
+                return rx;
+            }
+            self.help = None;
+            self.watch(poller, token);
+        }
+        self.link.rx(batch)
+    }
+
+    /// Has the kernel report what is of interest now: frames, unless another worker reads them, and room.
+    pub(super) fn watch(&self, poller: &Poller, token: u64) {
+        let (fd, interest) = match (self.link.fds(), self.armed) {
+            ((_, Some(tx)), true) => (tx, Interest::Write),
+            ((_, Some(tx)), false) => (tx, Interest::Nothing),
+            ((rx, None), true) if self.help.is_some() => (rx, Interest::Write),
+            ((rx, None), true) => (rx, Interest::ReadWrite),
+            ((rx, None), false) if self.help.is_some() => (rx, Interest::Nothing),
+            ((rx, None), false) => (rx, Interest::Read),
+        };
+        if let Err(error) = poller.modify(fd, token, interest) {
+            tracing::error!("cannot watch port {}: {error}", self.identity.name);
+        }
+    }
+
     /// Counts a received batch; returns its bytes.
     pub(crate) fn count_rx(&mut self, batch: &Batch) -> usize {
         let bytes = (0..batch.len()).map(|i| batch.wire_len(i)).sum();

@@ -6,20 +6,25 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use fabric::{Plan, PortId};
-use netio::poll::Poller;
-use tokio::sync::Notify;
-
 use super::domain::Domain;
+use super::help::{Bell, Helper};
 use super::pool::Pool;
 use super::{Command, Common, DomainId, Load};
+use fabric::{Plan, PortId};
+use netio::poll::Poller;
 
 #[cfg(test)]
 mod allocations;
 #[cfg(test)]
+mod helpers;
+#[cfg(test)]
 mod moves;
+mod share;
 #[cfg(test)]
 mod turns;
+
+pub(super) use share::Helped;
+use share::{HELPERS, Window};
 
 /// The token of the wake-up descriptor; a port's has a domain's slot in its upper half, which is never all ones.
 pub(super) const WAKE: u64 = u64::MAX;
@@ -42,6 +47,9 @@ const LONG: Duration = Duration::from_millis(1);
 
 /// So many times as long as that took, it does not look again.
 const SELDOM: u32 = 100;
+
+/// How long it waits for another worker to let go of a port.
+const ENDING: Duration = Duration::from_millis(1);
 
 /// How often a worker looks whether it has been busy for a tenth of the time.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -75,6 +83,8 @@ pub(super) struct Context {
     look: Duration,
     /// Ports of guests that have sent and were not asked to kick when they send more.
     pub(super) polled: Vec<(Slot, PortId)>,
+    /// Ports that other workers read.
+    pub(super) helped: Vec<Helped>,
     /// How long at most it is looked for more of them; zero is not at all.
     pub(super) poll: Duration,
     pub(super) now: Instant,
@@ -98,27 +108,32 @@ pub(super) const ROOM: u64 = 1 << 31;
 
 pub(super) struct Worker {
     inbox: Receiver<Command>,
+    bell: Arc<Bell>,
+    common: Common,
     domains: Vec<Option<Domain>>,
     slots: HashMap<DomainId, Slot>,
     /// What is asked about domains that another worker is about to hand over.
     expected: HashMap<DomainId, Vec<Command>>,
     swept: Instant,
-    /// When the time began of which it is asked what there was to do, and how much of it has passed in sleep.
-    asked: Instant,
+    /// Ports of other workers that this one reads.
+    helpers: Vec<Option<Helper>>,
+    window: Window,
+    /// How much time has passed in sleep.
     slept: Duration,
+    /// When it was asked what there was to do, and how much of the time had passed in sleep by then.
+    asked: (Instant, Duration),
     told: bool,
     /// Frames have moved since it looked for more last.
     moved: bool,
     /// Until then the processor is taken for a busy one.
     crowded: Instant,
-    busy: Arc<Notify>,
     context: Context,
     /// How long the next look for frames lasts at most: shorter with each that was in vain, at most [`Context::poll`].
     spin: Duration,
 }
 
 impl Worker {
-    pub(super) fn new(poller: Poller, inbox: Receiver<Command>, common: Common) -> Self {
+    pub(super) fn new(poller: Poller, inbox: Receiver<Command>, bell: Arc<Bell>, common: Common) -> Self {
         let now = Instant::now();
         let context = Context {
             poller,
@@ -132,24 +147,28 @@ impl Worker {
             hold: common.hold,
             look: common.look,
             polled: Vec::new(),
+            helped: Vec::new(),
             poll: common.poll,
             now,
             epoch: common.epoch,
         };
         Self {
             inbox,
+            bell,
             domains: Vec::new(),
             slots: HashMap::new(),
             expected: HashMap::new(),
             swept: now,
-            asked: now,
+            helpers: Vec::new(),
+            window: Window::new(now, Duration::ZERO),
             slept: Duration::ZERO,
+            asked: (now, Duration::ZERO),
             told: false,
             moved: false,
             crowded: now,
-            busy: common.busy,
             context,
             spin: common.poll,
+            common,
         }
     }
 
@@ -165,6 +184,7 @@ impl Worker {
         }
         self.context.now = Instant::now();
         let commands = self.take_events();
+        self.exchange();
         if self.context.unsent && self.context.ready.is_empty() {
             self.flush_captures();
         }
@@ -176,11 +196,13 @@ impl Worker {
             };
             if let Some(domain) = domain(&mut self.domains, slot) {
                 domain.turn(&mut self.context);
+                self.window.turns += 1;
             }
         }
         self.check_full();
         self.bury_dead();
         self.sweep();
+        self.share();
         !commands || self.take_commands()
     }
 
@@ -197,9 +219,12 @@ impl Worker {
             return self.context.poller.wait(timeout);
         }
         let begun = Instant::now();
-        self.context.poller.wait(timeout)?;
+        self.bell.lie_down();
+        let now = self.has_exchange().then_some(Duration::ZERO);
+        let result = self.context.poller.wait(now.or(timeout));
+        self.bell.get_up();
         self.slept += begun.elapsed();
-        Ok(())
+        result
     }
 
     /// Looks a little while for something to do before it sleeps, since to sleep and be woken costs more; true if there is
@@ -228,7 +253,7 @@ impl Worker {
             frames = guests && self.look_often();
             if !frames {
                 self.context.poller.wait(Some(Duration::ZERO))?;
-                event = self.context.poller.event(0).is_some();
+                event = self.context.poller.event(0).is_some() || self.has_exchange();
             }
             if polite && !frames && !event {
                 std::thread::yield_now();
@@ -275,10 +300,14 @@ impl Worker {
     /// for ever.
     fn timeout(&self) -> Option<Duration> {
         let context = &self.context;
-        if !context.ready.is_empty() || !context.roomy.is_empty() || !context.dead.is_empty() {
+        let now = !context.ready.is_empty() || !context.roomy.is_empty() || !context.dead.is_empty();
+        if now || self.has_exchange() {
             return Some(Duration::ZERO);
         }
         let unsent = self.context.unsent.then(|| Instant::now() + UNSENT);
+        // Of a domain that has come from another worker, which is the one that is nudged.
+        let ending = context.helped.iter().any(Helped::is_ending);
+        let ending = ending.then(|| Instant::now() + ENDING);
         let deadlines = self.context.full.iter().filter_map(|&(slot, port)| {
             self.domains
                 .get(slot as usize)?
@@ -287,6 +316,7 @@ impl Worker {
         });
         deadlines
             .chain(unsent)
+            .chain(ending)
             .chain(context.pool.deadline())
             .min()
             .map(|deadline| deadline.saturating_duration_since(Instant::now()))
@@ -304,6 +334,10 @@ impl Worker {
             }
             #[expect(clippy::cast_possible_truncation, reason = "the token's two halves")]
             let (slot, port) = ((event.token >> 32) as Slot, PortId((event.token & !ROOM) as u32));
+            if slot == HELPERS {
+                self.helper_readable(port);
+                continue;
+            }
             let Some(domain) = domain(&mut self.domains, slot) else {
                 continue;
             };
@@ -356,11 +390,12 @@ impl Worker {
 
     /// Looks after what is to be looked after now and then while there are frames.
     fn sweep(&mut self) {
-        let period = self.context.now.saturating_duration_since(self.asked);
+        let (asked, slept) = self.asked;
+        let period = self.context.now.saturating_duration_since(asked);
         if period >= PERIOD && !self.told {
-            if self.slept * 10 < period * 9 {
+            if (self.slept - slept) * 10 < period * 9 {
                 self.told = true;
-                self.busy.notify_one();
+                self.common.busy.notify_one();
             } else {
                 self.load();
             }
@@ -462,6 +497,7 @@ impl Worker {
                     self.obey(command);
                 }
             }
+            Command::Help(helper) => self.help(*helper),
             Command::Load(answer) => drop(answer.send(self.load())),
             Command::Stop => unreachable!("taken by the caller"),
         }
@@ -487,8 +523,8 @@ impl Worker {
     /// What there was to do since this was last asked.
     fn load(&mut self) -> Load {
         let now = Instant::now();
-        let time = now - std::mem::replace(&mut self.asked, now);
-        let slept = std::mem::take(&mut self.slept);
+        let (asked, slept) = std::mem::replace(&mut self.asked, (now, self.slept));
+        let (time, slept) = (now - asked, self.slept - slept);
         self.told = false;
         let domains = self.slots.iter().filter_map(|(&id, &slot)| {
             let domain = self.domains.get_mut(slot as usize)?.as_mut()?;

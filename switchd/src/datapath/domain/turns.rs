@@ -59,7 +59,7 @@ impl Domain {
                 self.queued = true;
                 context.ready.push_back(self.slot);
             }
-        } else if port.closing.is_some() {
+        } else if port.closing.is_some() && port.help.is_none() {
             context.dead.push((self.slot, id));
         }
     }

@@ -35,7 +35,12 @@ impl Bench {
 
     fn with(mode: Mode, ports: u32, hold: Duration) -> Self {
         let (_, inbox) = channel();
-        let mut worker = Worker::new(Poller::new().unwrap(), inbox, Common::new(hold));
+        let mut worker = Worker::new(
+            Poller::new().unwrap(),
+            inbox,
+            Arc::new(Bell::new().unwrap()),
+            Common::new(hold),
+        );
         let settings = Settings {
             mode,
             ..Settings::default()

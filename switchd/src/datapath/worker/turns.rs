@@ -73,7 +73,12 @@ impl Guests {
 fn worker() -> Worker {
     let (_, inbox) = channel();
     let common = Common::new(Duration::from_millis(500));
-    Worker::new(Poller::new().unwrap(), inbox, common)
+    Worker::new(
+        Poller::new().unwrap(),
+        inbox,
+        Arc::new(Bell::new().unwrap()),
+        common,
+    )
 }
 
 #[test]

@@ -1,0 +1,63 @@
+//! Ports that other workers read.
+
+use std::sync::Arc;
+
+use fabric::PortId;
+
+use super::Domain;
+use crate::datapath::help::{Bell, help};
+use crate::datapath::port::Link;
+use crate::datapath::worker::{Context, Helped, token};
+use crate::datapath::{Command, Mailbox};
+
+impl Domain {
+    /// Frames received and sent since this was last asked; and the port that has received most of them, with how many, of
+    /// those that another worker may read.
+    pub(in super::super) fn most(&mut self) -> (u64, Option<(u64, PortId)>) {
+        let all = self.frames();
+        let before = std::mem::replace(&mut self.marked, all);
+        let mut most = None;
+        for (id, port) in (0..).map(PortId).zip(&mut self.ports) {
+            let Some(port) = port else { continue };
+            let received = port.counters.rx_frames;
+            let frames = received - std::mem::replace(&mut port.marked, received);
+            let may = matches!(port.link, Link::Uml(_) | Link::Vde(_) | Link::Bess(_));
+            if may && port.help.is_none() && port.closing.is_none() {
+                most = most.max(Some((frames, id)));
+            }
+        }
+        (all - before, most)
+    }
+
+    /// Has another worker read a port.
+    pub(in super::super) fn share(
+        &mut self,
+        id: PortId,
+        owner: &Arc<Bell>,
+        helper: &Mailbox,
+        context: &mut Context,
+    ) {
+        let (slot, longest_frame) = (self.slot, self.fabric.longest_frame());
+        let Some(port) = self.port_mut(id) else { return };
+        let Some(Ok(reader)) = port.link.reader() else {
+            return;
+        };
+        tracing::debug!("port {id} ({}): another worker reads it", port.identity.name);
+        let buffers = port.link.buffers(longest_frame);
+        let batch = || context.pool.make(buffers);
+        let (help, reading) = help(reader, batch, Arc::clone(owner), Arc::clone(&helper.bell));
+        let help = Arc::new(help);
+        context
+            .helped
+            .push(Helped::new(slot, id, Arc::clone(&help), context.now));
+        port.help = Some(help);
+        port.watch(&context.poller, token(slot, id));
+        helper.send(Command::Help(Box::new(reading)));
+    }
+
+    /// True if a port could take what another worker has read.
+    pub(in super::super) fn takes(&self, id: PortId) -> bool {
+        let port = self.ports.get(id.index()).and_then(Option::as_ref);
+        port.is_some_and(|port| port.held.is_none())
+    }
+}
