@@ -21,14 +21,14 @@ loads=("cnct --attach uml" "cnct --attach uml --ports 8 --traffic flood" "bess -
 names=("2 ports, unconnected" "8 ports, flood, unconnected" "2 ports, bess" "8 ports, flood, bess")
 for _ in $(seq "$rounds"); do
     for i in "${!loads[@]}"; do
-        for without in '' batches look; do rate "$without" ${loads[$i]} >>"$work/$i-$without"; done
+        for without in '' batches look help; do rate "$without" ${loads[$i]} >>"$work/$i-$without"; done
     done
 done
-echo "| load, 1514 bytes | frames/s | without \`batches\` | gain | without \`look\` | gain |"
-echo "| --- | ---: | ---: | ---: | ---: | ---: |"
+echo "| load, 1514 bytes | frames/s | without \`batches\` | gain | without \`look\` | gain | without \`help\` | gain |"
+echo "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
 for i in "${!loads[@]}"; do
     line="| ${names[$i]} | $(median <"$work/$i-") |"
-    for without in batches look; do
+    for without in batches look help; do
         part=$(median <"$work/$i-$without")
         line="$line $part | $(awk "BEGIN {printf \"%.2f\", $(median <"$work/$i-") / $part}") |"
     done

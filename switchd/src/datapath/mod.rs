@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Commands from the control side are taken between two waits. Nothing here blocks but the wait itself, nothing is
-//! shared with other threads, and in the steady state nothing is allocated.
+//! shared with other threads but batches of a port that one of them reads for another (help), and in the steady state
+//! nothing is allocated.
 
 pub(crate) mod bess;
 pub(crate) mod capture;

@@ -191,7 +191,7 @@ fn a_helper_does_not_read_more_than_the_owner_takes() {
         pair.owner.step();
     }
     assert!(pair.sent < 3000, "{}", pair.sent);
-    assert_eq!(pair.owner.worker.timeout().is_some(), true);
+    assert!(pair.owner.worker.timeout().is_some(), "somebody is held back");
     for _ in 0..100 {
         pair.take();
         pair.owner.step();
