@@ -17,8 +17,8 @@ const IDLE: Duration = Duration::from_millis(50);
 
 /// A port is worth the batches that go to and fro with so many frames a second, and is left alone again with less in
 /// [`LONG_WINDOW`].
-const MANY: f64 = 30_000.0;
-const FEW: f64 = 10_000.0;
+const MANY: f64 = 60_000.0;
+const FEW: f64 = 30_000.0;
 const LONG_WINDOW: Duration = Duration::from_secs(1);
 
 /// The slot in the tokens of descriptors that are read for other workers: no domain has it.
