@@ -437,7 +437,7 @@ impl Domain {
             identity,
             serial: self.serial,
             counters: Counters::default(),
-            marked: 0,
+            marked: (0, 0),
             help: None,
             egress: Egress::new(),
             held: None,

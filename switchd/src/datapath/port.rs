@@ -385,8 +385,8 @@ pub(crate) struct Port {
     pub(crate) egress: Egress,
     /// Another worker that reads it.
     pub(super) help: Option<Arc<Help>>,
-    /// Frames received when it was last asked which port receives most.
-    pub(super) marked: u64,
+    /// Frames and bytes received when it was last asked which port receives most.
+    pub(super) marked: (u64, u64),
     /// What others have not taken yet of the last batch received here.
     pub(crate) held: Option<Parcel>,
     /// There may be something to read.

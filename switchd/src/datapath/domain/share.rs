@@ -10,18 +10,24 @@ use crate::datapath::port::Link;
 use crate::datapath::worker::{Context, Helped, token};
 use crate::datapath::{Command, Mailbox};
 
+/// Frames of more bytes than this, on average, cost more to be had from another processor than it is worth to have them
+/// read there.
+const SMALL: u64 = 512;
+
 impl Domain {
     /// Frames received and sent since this was last asked; and the port that has received most of them, with how many, of
-    /// those that another worker may read.
+    /// those that another worker may read to some use.
     pub(in super::super) fn most(&mut self) -> (u64, Option<(u64, PortId)>) {
         let all = self.frames();
         let before = std::mem::replace(&mut self.marked, all);
         let mut most = None;
         for (id, port) in (0..).map(PortId).zip(&mut self.ports) {
             let Some(port) = port else { continue };
-            let received = port.counters.rx_frames;
-            let frames = received - std::mem::replace(&mut port.marked, received);
-            let may = matches!(port.link, Link::Uml(_) | Link::Vde(_) | Link::Bess(_));
+            let received = (port.counters.rx_frames, port.counters.rx_bytes);
+            let before = std::mem::replace(&mut port.marked, received);
+            let (frames, bytes) = (received.0 - before.0, received.1 - before.1);
+            let may =
+                bytes <= frames * SMALL && matches!(port.link, Link::Uml(_) | Link::Vde(_) | Link::Bess(_));
             if may && port.help.is_none() && port.closing.is_none() {
                 most = most.max(Some((frames, id)));
             }
