@@ -400,9 +400,13 @@ impl Domain {
             }
             return;
         }
-        if wanted != port.armed {
-            port.armed = wanted;
-            port.watch(&context.poller, token(slot, id));
+        if wanted == port.armed {
+            return;
+        }
+        port.armed = wanted;
+        if let Err(error) = port.watch(&context.poller, token(slot, id)) {
+            port.armed = !wanted;
+            tracing::error!("cannot watch port {id}: {error}");
         }
     }
 
@@ -554,9 +558,7 @@ impl Domain {
                 context.full.push((slot, id));
             }
             if let Some(help) = &port.help {
-                context
-                    .helped
-                    .push(Helped::new(slot, id, Arc::clone(help), context.now));
+                context.helped.push(Helped::new(slot, id, Arc::clone(help)));
             }
             self.watch_room(id, context);
             self.readable(id, context);

@@ -12,13 +12,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
 use fabric::Batch;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::Mailbox;
 use super::port::{Link, Rx};
 
 /// Batches that go to and fro: one that is filled, one that is sent, and one each that waits.
@@ -76,9 +77,42 @@ impl Bell {
         self.busy.store(now, Ordering::Relaxed);
     }
 
-    /// The worker sleeps, and has not had much to do for so long.
-    pub(super) fn is_idle(&self, now: u64, long: u64) -> bool {
+    fn is_idle(&self, now: u64, long: u64) -> bool {
         self.asleep.load(Ordering::Relaxed) && now >= self.busy.load(Ordering::Relaxed) + long
+    }
+}
+
+/// The workers that may help each other; none if they are not to.
+#[derive(Clone, Debug)]
+pub(super) struct Crew(Option<Arc<Mutex<Vec<Mailbox>>>>);
+
+impl Crew {
+    pub(super) fn new() -> Self {
+        Self(Some(Arc::default()))
+    }
+
+    /// One in which nobody helps.
+    pub(super) fn none() -> Self {
+        Self(None)
+    }
+
+    pub(super) fn join(&self, worker: Mailbox) {
+        if let Some(mut workers) = self.workers() {
+            workers.push(worker);
+        }
+    }
+
+    /// A worker that sleeps, and has not had much to do for so long.
+    pub(super) fn idle(&self, now: u64, long: u64) -> Option<Mailbox> {
+        let workers = self.workers()?;
+        workers
+            .iter()
+            .find(|worker| worker.bell.is_idle(now, long))
+            .cloned()
+    }
+
+    fn workers(&self) -> Option<MutexGuard<'_, Vec<Mailbox>>> {
+        Some(self.0.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -86,8 +120,6 @@ impl Bell {
 struct Exchange {
     filled: ArrayQueue<Batch>,
     empty: ArrayQueue<Batch>,
-    /// Frames read so far.
-    frames: AtomicU64,
     /// The owner wants no more.
     unwanted: AtomicBool,
     /// The helper reads no more.
@@ -120,7 +152,6 @@ pub(super) fn help(
     let exchange = Arc::new(Exchange {
         filled: ArrayQueue::new(BATCHES),
         empty,
-        frames: AtomicU64::new(0),
         unwanted: AtomicBool::new(false),
         over: AtomicBool::new(false),
     });
@@ -158,11 +189,6 @@ impl Help {
         self.exchange.over.load(Ordering::Acquire)
     }
 
-    /// Frames read so far.
-    pub(super) fn frames(&self) -> u64 {
-        self.exchange.frames.load(Ordering::Relaxed)
-    }
-
     /// The helper is to read no more.
     pub(super) fn end(&self) {
         self.exchange.unwanted.store(true, Ordering::Relaxed);
@@ -171,12 +197,6 @@ impl Help {
 
     pub(super) fn is_ending(&self) -> bool {
         self.exchange.unwanted.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Help {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 
@@ -198,24 +218,16 @@ impl Helper {
         self.exchange.unwanted.load(Ordering::Relaxed)
     }
 
-    /// Reads a batch if there is something to read and the owner is not behind; false if it is over.
+    /// Reads a batch, if the owner is not behind; false if it is over.
     pub(super) fn read(&mut self) -> bool {
         if self.is_unwanted() {
             return false;
-        }
-        if !self.readable {
-            return true;
         }
         let Some(mut batch) = self.exchange.empty.pop() else {
             return true;
         };
         let rx = self.link.rx(&mut batch);
         self.readable = matches!(rx, Rx::More);
-        let frames = &self.exchange.frames;
-        frames.store(
-            frames.load(Ordering::Relaxed) + batch.len() as u64,
-            Ordering::Relaxed,
-        );
         // There is room for all that there are, here and there.
         if batch.is_empty() {
             let _ = self.exchange.empty.push(batch);

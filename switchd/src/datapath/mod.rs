@@ -29,19 +29,18 @@ mod worker;
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fabric::{MacAddr, PortId, Range, StaticError};
-use netio::poll::{Interest, Poller};
 use tokio::sync::{Notify, oneshot};
 
 pub(crate) use flow::LONGEST_HOLD;
-use help::{Bell, Helper};
+use help::{Bell, Crew, Helper};
 use port::{Counters, Identity, Link};
-use worker::{LOOK, WAKE, Worker};
+use worker::{LOOK, Worker};
 
 /// A domain, whatever its name; never used twice.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -146,8 +145,7 @@ pub(crate) struct Common {
     epoch: Instant,
     /// Told when a worker was busy for a tenth of a second or more.
     busy: Arc<Notify>,
-    /// All workers that may help each other; none if they are not to.
-    crew: Option<Arc<Mutex<Vec<Mailbox>>>>,
+    crew: Crew,
 }
 
 impl Common {
@@ -159,7 +157,7 @@ impl Common {
             frames: fabric::BATCH_FRAMES,
             epoch: Instant::now(),
             busy: Arc::default(),
-            crew: Some(Arc::default()),
+            crew: Crew::new(),
         }
     }
 
@@ -179,13 +177,10 @@ impl Common {
 
     /// The same for workers that do not read each other's ports.
     pub(crate) fn without_help(self) -> Self {
-        Self { crew: None, ..self }
-    }
-
-    /// A worker that may help another one.
-    fn helper(&self, is_idle: impl Fn(&Bell) -> bool) -> Option<Mailbox> {
-        let crew = self.crew.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
-        crew.iter().find(|mailbox| is_idle(&mailbox.bell)).cloned()
+        Self {
+            crew: Crew::none(),
+            ..self
+        }
     }
 
     /// The same for workers that move one frame with a system call.
@@ -238,20 +233,7 @@ pub(crate) struct Handle {
 impl Handle {
     /// Starts a worker thread.
     pub(crate) fn start(number: usize, common: &Common) -> io::Result<Self> {
-        let bell = Arc::new(Bell::new()?);
-        let poller = Poller::new()?;
-        poller.add(bell.fd(), WAKE, Interest::Read)?;
-        let (commands, inbox) = channel();
-        let mailbox = Mailbox {
-            commands,
-            bell: Arc::clone(&bell),
-        };
-        if let Some(crew) = &common.crew {
-            crew.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(mailbox.clone());
-        }
-        let worker = Worker::new(poller, inbox, bell, common.clone());
+        let (worker, mailbox) = Worker::new(common)?;
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(|| worker.run())?;

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -208,13 +208,12 @@ impl Link {
         tx.map_or(Ok(()), |tx| poller.remove(tx)).and(removed)
     }
 
-    /// Another that gives the same frames, if they are read with one system call for many and need nothing else.
-    pub(super) fn reader(&self) -> Option<io::Result<Self>> {
-        let (rx, None) = self.fds() else { return None };
-        let duplicate = || rx.try_clone_to_owned();
-        match self {
-            Self::Uml(_) | Self::Vde(_) => Some(duplicate().map(|fd| Self::Uml(uml::Link::new(fd.into())))),
-            Self::Bess(_) => Some(duplicate().map(|fd| Self::Bess(bess::Link::new(fd)))),
+    /// What makes another link that gives the same frames of a duplicate of its descriptor, if they are read with one system
+    /// call for many and need nothing else.
+    pub(super) fn reader(&self) -> Option<fn(OwnedFd) -> Self> {
+        match (self, self.fds()) {
+            (Self::Uml(_) | Self::Vde(_), (_, None)) => Some(|fd| Self::Uml(uml::Link::new(fd.into()))),
+            (Self::Bess(_), _) => Some(|fd| Self::Bess(bess::Link::new(fd))),
             _ => None,
         }
     }
@@ -413,13 +412,15 @@ impl Port {
                 return rx;
             }
             self.help = None;
-            self.watch(poller, token);
+            if let Err(error) = self.watch(poller, token) {
+                tracing::error!("cannot watch port {}: {error}", self.identity.name);
+            }
         }
         self.link.rx(batch)
     }
 
     /// Has the kernel report what is of interest now: frames, unless another worker reads them, and room.
-    pub(super) fn watch(&self, poller: &Poller, token: u64) {
+    pub(super) fn watch(&self, poller: &Poller, token: u64) -> io::Result<()> {
         let (fd, interest) = match (self.link.fds(), self.armed) {
             ((_, Some(tx)), true) => (tx, Interest::Write),
             ((_, Some(tx)), false) => (tx, Interest::Nothing),
@@ -428,9 +429,7 @@ impl Port {
             ((rx, None), false) if self.help.is_some() => (rx, Interest::Nothing),
             ((rx, None), false) => (rx, Interest::Read),
         };
-        if let Err(error) = poller.modify(fd, token, interest) {
-            tracing::error!("cannot watch port {}: {error}", self.identity.name);
-        }
+        poller.modify(fd, token, interest)
     }
 
     /// Counts a received batch; returns its bytes.

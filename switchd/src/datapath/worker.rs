@@ -3,15 +3,16 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use super::domain::Domain;
-use super::help::{Bell, Helper};
+use super::help::{Bell, Crew, Helper};
 use super::pool::Pool;
-use super::{Command, Common, DomainId, Load};
+use super::{Command, Common, DomainId, Load, Mailbox};
 use fabric::{Plan, PortId};
-use netio::poll::Poller;
+use netio::poll::{Interest, Poller};
+use tokio::sync::Notify;
 
 #[cfg(test)]
 mod allocations;
@@ -27,7 +28,7 @@ pub(super) use share::Helped;
 use share::{HELPERS, Window};
 
 /// The token of the wake-up descriptor; a port's has a domain's slot in its upper half, which is never all ones.
-pub(super) const WAKE: u64 = u64::MAX;
+const WAKE: u64 = u64::MAX;
 
 /// How often forwarding tables are swept while frames pass. Lookups never see an expired entry: the sweep only frees
 /// what is not looked up any more.
@@ -109,7 +110,8 @@ pub(super) const ROOM: u64 = 1 << 31;
 pub(super) struct Worker {
     inbox: Receiver<Command>,
     bell: Arc<Bell>,
-    common: Common,
+    crew: Crew,
+    busy: Arc<Notify>,
     domains: Vec<Option<Domain>>,
     slots: HashMap<DomainId, Slot>,
     /// What is asked about domains that another worker is about to hand over.
@@ -133,7 +135,17 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(poller: Poller, inbox: Receiver<Command>, bell: Arc<Bell>, common: Common) -> Self {
+    /// A worker, and where it gets its commands.
+    pub(super) fn new(common: &Common) -> io::Result<(Self, Mailbox)> {
+        let bell = Arc::new(Bell::new()?);
+        let poller = Poller::new()?;
+        poller.add(bell.fd(), WAKE, Interest::Read)?;
+        let (commands, inbox) = channel();
+        let mailbox = Mailbox {
+            commands,
+            bell: Arc::clone(&bell),
+        };
+        common.crew.join(mailbox.clone());
         let now = Instant::now();
         let context = Context {
             poller,
@@ -152,9 +164,11 @@ impl Worker {
             now,
             epoch: common.epoch,
         };
-        Self {
+        let worker = Self {
             inbox,
             bell,
+            crew: common.crew.clone(),
+            busy: Arc::clone(&common.busy),
             domains: Vec::new(),
             slots: HashMap::new(),
             expected: HashMap::new(),
@@ -168,8 +182,8 @@ impl Worker {
             crowded: now,
             context,
             spin: common.poll,
-            common,
-        }
+        };
+        Ok((worker, mailbox))
     }
 
     pub(super) fn run(mut self) {
@@ -395,7 +409,7 @@ impl Worker {
         if period >= PERIOD && !self.told {
             if (self.slept - slept) * 10 < period * 9 {
                 self.told = true;
-                self.common.busy.notify_one();
+                self.busy.notify_one();
             } else {
                 self.load();
             }

@@ -6,7 +6,6 @@ use fabric::PortId;
 
 use super::Domain;
 use crate::datapath::help::{Bell, help};
-use crate::datapath::port::Link;
 use crate::datapath::worker::{Context, Helped, token};
 use crate::datapath::{Command, Mailbox};
 
@@ -26,9 +25,8 @@ impl Domain {
             let received = (port.counters.rx_frames, port.counters.rx_bytes);
             let before = std::mem::replace(&mut port.marked, received);
             let (frames, bytes) = (received.0 - before.0, received.1 - before.1);
-            let may =
-                bytes <= frames * SMALL && matches!(port.link, Link::Uml(_) | Link::Vde(_) | Link::Bess(_));
-            if may && port.help.is_none() && port.closing.is_none() {
+            let free = port.help.is_none() && port.closing.is_none();
+            if free && bytes <= frames * SMALL && port.link.reader().is_some() {
                 most = most.max(Some((frames, id)));
             }
         }
@@ -45,20 +43,33 @@ impl Domain {
     ) {
         let (slot, longest_frame) = (self.slot, self.fabric.longest_frame());
         let Some(port) = self.port_mut(id) else { return };
-        let Some(Ok(reader)) = port.link.reader() else {
+        let Some(reader) = port.link.reader() else { return };
+        let Ok(descriptor) = port.link.fds().0.try_clone_to_owned() else {
+            // There are too many already: then its own worker goes on reading it.
             return;
         };
         tracing::debug!("port {id} ({}): another worker reads it", port.identity.name);
         let buffers = port.link.buffers(longest_frame);
         let batch = || context.pool.make(buffers);
-        let (help, reading) = help(reader, batch, Arc::clone(owner), Arc::clone(&helper.bell));
+        let (help, reading) = help(
+            reader(descriptor),
+            batch,
+            Arc::clone(owner),
+            Arc::clone(&helper.bell),
+        );
         let help = Arc::new(help);
-        context
-            .helped
-            .push(Helped::new(slot, id, Arc::clone(&help), context.now));
+        context.helped.push(Helped::new(slot, id, Arc::clone(&help)));
         port.help = Some(help);
-        port.watch(&context.poller, token(slot, id));
+        if let Err(error) = port.watch(&context.poller, token(slot, id)) {
+            tracing::error!("cannot watch port {id}: {error}");
+        }
         helper.send(Command::Help(Box::new(reading)));
+    }
+
+    /// Frames a port has received so far; none if it is gone.
+    pub(in super::super) fn received(&self, id: PortId) -> Option<u64> {
+        let port = self.ports.get(id.index()).and_then(Option::as_ref);
+        port.map(|port| port.counters.rx_frames)
     }
 
     /// True if a port could take what another worker has read.

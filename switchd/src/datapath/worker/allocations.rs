@@ -2,11 +2,9 @@
 //! worker between real sockets, under an allocator that counts what this thread does.
 
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 
 use allocation_counter::measure;
 use fabric::{Filter, Instruction, Mode, Settings};
-use netio::poll::Poller;
 use socket2::Socket;
 use tokio::sync::oneshot;
 
@@ -34,13 +32,7 @@ impl Bench {
     }
 
     fn with(mode: Mode, ports: u32, hold: Duration) -> Self {
-        let (_, inbox) = channel();
-        let mut worker = Worker::new(
-            Poller::new().unwrap(),
-            inbox,
-            Arc::new(Bell::new().unwrap()),
-            Common::new(hold),
-        );
+        let (mut worker, _) = Worker::new(&Common::new(hold)).unwrap();
         let settings = Settings {
             mode,
             ..Settings::default()

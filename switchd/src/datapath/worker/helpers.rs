@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::io::Read;
-use std::sync::mpsc::{Sender, channel};
 
 use allocation_counter::measure;
 use fabric::{Mode, Settings};
@@ -24,20 +23,8 @@ struct Stepped {
 
 impl Stepped {
     fn new(common: &Common) -> Self {
-        let bell = Arc::new(Bell::new().unwrap());
-        let poller = Poller::new().unwrap();
-        poller.add(bell.fd(), WAKE, netio::poll::Interest::Read).unwrap();
-        let (commands, inbox): (Sender<Command>, _) = channel();
-        let mailbox = Mailbox {
-            commands,
-            bell: Arc::clone(&bell),
-        };
-        let crew = common.crew.as_ref().unwrap();
-        crew.lock().unwrap().push(mailbox.clone());
-        Self {
-            worker: Worker::new(poller, inbox, bell, common.clone()),
-            mailbox,
-        }
+        let (worker, mailbox) = Worker::new(common).unwrap();
+        Self { worker, mailbox }
     }
 
     /// Does what there is to do, without waiting for more.

@@ -29,20 +29,17 @@ pub(in super::super) struct Helped {
     pub(in super::super) slot: Slot,
     port: PortId,
     help: Arc<Help>,
-    /// When the time began of which it is asked how many frames there were, and how many there had been by then.
-    since: Instant,
-    frames: u64,
+    /// When it was last asked how many frames the port has received, and how many that were.
+    asked: Option<(Instant, u64)>,
 }
 
 impl Helped {
-    pub(in super::super) fn new(slot: Slot, port: PortId, help: Arc<Help>, now: Instant) -> Self {
-        let frames = help.frames();
+    pub(in super::super) fn new(slot: Slot, port: PortId, help: Arc<Help>) -> Self {
         Self {
             slot,
             port,
             help,
-            since: now,
-            frames,
+            asked: None,
         }
     }
 
@@ -124,10 +121,11 @@ impl Worker {
             let Some(helper) = &mut self.helpers[place] else {
                 continue;
             };
-            if helper.has_work() {
-                self.window.reads += 1;
-                self.moved = true;
+            if !helper.has_work() {
+                continue;
             }
+            self.window.reads += 1;
+            self.moved = true;
             if !helper.read() {
                 self.stop_helping(place);
             }
@@ -171,21 +169,23 @@ impl Worker {
             (0..self.helpers.len()).for_each(|place| self.stop_helping(place));
         }
         for helped in &mut self.context.helped {
-            let time = now.saturating_duration_since(helped.since);
-            if time < LONG_WINDOW {
+            let domain = self.domains.get(helped.slot as usize).and_then(Option::as_ref);
+            let Some(frames) = domain.and_then(|domain| domain.received(helped.port)) else {
                 continue;
-            }
-            helped.since = now;
-            let frames = helped.help.frames();
-            if rate(frames - std::mem::replace(&mut helped.frames, frames), time) < FEW {
-                helped.end();
+            };
+            let (since, before) = *helped.asked.get_or_insert((now, frames));
+            let time = now.saturating_duration_since(since);
+            if time >= LONG_WINDOW {
+                helped.asked = Some((now, frames));
+                if rate(frames - before, time) < FEW {
+                    helped.end();
+                }
             }
         }
         if slept * 2 > time {
             return;
         }
-        let long = millis(IDLE);
-        let Some(helper) = self.common.helper(|bell| bell.is_idle(moment, long)) else {
+        let Some(helper) = self.crew.idle(moment, millis(IDLE)) else {
             return;
         };
         let (mut all, mut most) = (0, None);

@@ -2,10 +2,8 @@
 //! that are full of frames.
 
 use std::io::Read;
-use std::sync::mpsc::channel;
 
 use fabric::{MacAddr, Mode, Settings};
-use netio::poll::Poller;
 use socket2::Socket;
 use tokio::sync::oneshot;
 
@@ -71,14 +69,8 @@ impl Guests {
 }
 
 fn worker() -> Worker {
-    let (_, inbox) = channel();
     let common = Common::new(Duration::from_millis(500));
-    Worker::new(
-        Poller::new().unwrap(),
-        inbox,
-        Arc::new(Bell::new().unwrap()),
-        common,
-    )
+    Worker::new(&common).unwrap().0
 }
 
 #[test]
